@@ -1,0 +1,39 @@
+"""Diffusion priors learned from corrupted measurements, and posterior samples with error bars.
+
+The names below are loaded on first use, so that ``import ambient_sci`` is quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ambient_sci.checkpoint import load_prior
+    from ambient_sci.config import TrainConfig
+    from ambient_sci.datasets.store import open_store
+    from ambient_sci.measurement import Measurement
+    from ambient_sci.reconstruction import reconstruct
+    from ambient_sci.training import train
+
+__version__ = "0.1.0"
+__all__ = ["Measurement", "TrainConfig", "load_prior", "open_store", "reconstruct", "train"]
+
+_HOMES = {
+    "Measurement": "ambient_sci.measurement",
+    "TrainConfig": "ambient_sci.config",
+    "load_prior": "ambient_sci.checkpoint",
+    "open_store": "ambient_sci.datasets.store",
+    "reconstruct": "ambient_sci.reconstruction",
+    "train": "ambient_sci.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ambient_sci' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,37 @@
+"""Linear operators: what was measured, and how to measure less of it.
+
+Each operator is an immutable value with its own parameters for every scan of a batch; `ambient_sci.operators.base`
+has the contract, `ambient_sci.operators.patterns` the sampling patterns, `ambient_sci.testing` the conformance kit.
+"""
+
+if __name__ != "ambient_sci.operators":  # found as a top-level name from the repository root
+    raise ImportError("import this package as ambient_sci.operators")
+
+from ambient_sci.operators import patterns
+from ambient_sci.operators.base import LinearOperator, OperatorSpec, collate, from_spec
+from ambient_sci.operators.compose import Compose, Scale, Sum, VStack, vstack
+from ambient_sci.operators.fourier import Fourier
+from ambient_sci.operators.gaussian import Gaussian
+from ambient_sci.operators.identity import Identity
+from ambient_sci.operators.mask import Mask
+from ambient_sci.operators.sense import Sense
+from ambient_sci.operators.solve import conjugate_gradient
+
+__all__ = [
+    "Compose",
+    "Fourier",
+    "Gaussian",
+    "Identity",
+    "LinearOperator",
+    "Mask",
+    "OperatorSpec",
+    "Scale",
+    "Sense",
+    "Sum",
+    "VStack",
+    "collate",
+    "conjugate_gradient",
+    "from_spec",
+    "patterns",
+    "vstack",
+]

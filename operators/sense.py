@@ -1,0 +1,154 @@
+r"""Cartesian multi-coil k-space (SENSE).
+
+.. math:: y_c = M F S_c x, \qquad A^H y = \sum_c \bar S_c F^H M y_c
+
+with coil sensitivity maps :math:`S_c` and the centred orthonormal transform of `ambient_sci.operators.fourier`
+(Pruessmann et al. 1999, Magn. Reson. Med. 42:952). Images ``(batch, 1, *spatial)``, complex; maps ``(batch, coil,
+*spatial)``; k-space ``(batch, coil, *spatial)``; masks ``(batch, 1 or coil, *spatial)``, of size one along axes on which
+sampling does not depend.
+
+Coils are streamed: no temporary holds all of them, which is what makes large batches run from cache. Along axes on
+which the mask does not depend, :math:`F^H F` cancels, and the gram operator transforms the sampled axes alone.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ambient_sci.errors import DataError
+from ambient_sci.operators.base import LinearOperator
+from ambient_sci.operators.fourier import _check_mask, _constant, calibration_region, centred_fft, centring
+from ambient_sci.operators.mask import as_mask, drop
+
+__all__ = ["Sense"]
+
+
+class Sense(LinearOperator):
+    """Multi-coil Cartesian MRI.
+
+    Parameters
+    ----------
+    mask
+        Ones (measured) and zeros, ``(batch, 1 or coil, *spatial)``; an axis of size one is sampled in full.
+    maps
+        Coil sensitivity maps, ``(batch, coil, *spatial)``, complex. With :math:`\\sum_c |S_c|^2 = 1` the image is in the
+        units of the root sum of squares, and image noise can be lifted to the coils.
+    calibration
+        Width of the centre block along every sampled axis that is always measured; `thin` leaves it alone.
+    """
+
+    kind = "sense"
+
+    def __init__(self, mask: Tensor, maps: Tensor, calibration: int = 0) -> None:
+        self.mask = as_mask(mask)
+        self.maps = maps
+        self.calibration = int(calibration)
+        if not maps.is_complex() or maps.ndim < 3 or maps.shape[0] != mask.shape[0]:
+            raise DataError(
+                f"maps must be complex (batch, coil, *spatial) with the mask's batch of {mask.shape[0]}, "
+                f"got {maps.dtype} of shape {tuple(maps.shape)}"
+            )
+        self.shape: Sequence[int] = tuple(maps.shape[2:])
+        self.mask = self.mask.to(maps.real.dtype)
+        _check_mask(self.mask, self.shape, maps.shape[1])
+        self._axes = tuple(range(-len(self.shape), 0))
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """Sampling mask and coil sensitivity maps."""
+        return {"mask": self.mask, "maps": self.maps}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Calibration width."""
+        return {"calibration": self.calibration}
+
+    @property
+    def rows(self) -> Tensor:
+        """The mask itself."""
+        return self.mask
+
+    @property
+    def coils(self) -> int:
+        """Number of receive coils."""
+        return int(self.maps.shape[1])
+
+    # The centring phases folded into maps and mask, made once and only where they are needed.
+
+    @cached_property
+    def _pre(self) -> Tensor:
+        return self.maps * centring(self.shape, self.maps.device, self.maps.dtype)
+
+    @cached_property
+    def _post(self) -> Tensor:
+        return self.mask * (centring(self.shape, self.maps.device, self.maps.dtype) * _constant(self.shape))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_pre", "_post", "_natural_mask")}
+
+    def _coil(self, tensor: Tensor, coil: int) -> Tensor:
+        return tensor[:, coil : coil + 1] if tensor.shape[1] > 1 else tensor
+
+    def _forward(self, x: Tensor) -> Tensor:
+        y = x.new_empty(x.shape[0], *self.maps.shape[1:])
+        for coil in range(self.coils):
+            kspace = torch.fft.fftn(x * self._coil(self._pre, coil), dim=self._axes, norm="ortho")
+            torch.mul(kspace, self._coil(self._post, coil), out=y[:, coil : coil + 1])
+        return y
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        x = y.new_zeros(y.shape[0], 1, *self.shape)
+        for coil in range(self.coils):
+            kspace = y[:, coil : coil + 1] * self._coil(self._post, coil).conj()
+            x.addcmul_(torch.fft.ifftn(kspace, dim=self._axes, norm="ortho"), self._coil(self._pre, coil).conj())
+        return x
+
+    @cached_property
+    def _natural_mask(self) -> Tensor:
+        """The mask in the order of the uncentred FFT: in the gram the centring phases cancel, and only this is left."""
+        axes = [axis for axis in range(-len(self.shape), 0) if self.mask.shape[axis] > 1]
+        return torch.fft.ifftshift(self.mask, dim=axes) if axes else self.mask
+
+    def _gram(self, x: Tensor) -> Tensor:
+        axes = tuple(axis for axis in self._axes if self.mask.shape[axis] > 1)
+        result = torch.zeros_like(x)
+        for coil in range(self.coils):
+            maps = self._coil(self.maps, coil)
+            image = x * maps
+            mask = self._coil(self._natural_mask, coil)
+            if axes:
+                image = torch.fft.ifftn(torch.fft.fftn(image, dim=axes).mul_(mask), dim=axes)
+            else:
+                image = image * mask
+            result.addcmul_(image, maps.conj())
+        return result
+
+    def _check_image(self, x: Tensor) -> None:
+        if tuple(x.shape[1:]) != (1, *self.shape) or not x.is_complex():
+            want = f"complex images of shape (batch, 1, {', '.join(map(str, self.shape))})"
+            raise DataError(f"SENSE expects {want}, got {x.dtype} of shape {tuple(x.shape)}")
+
+    def _check_measurement(self, y: Tensor) -> None:
+        if tuple(y.shape[1:]) != tuple(self.maps.shape[1:]) or not y.is_complex():
+            want = f"complex k-space of shape (batch, {', '.join(map(str, self.maps.shape[1:]))})"
+            raise DataError(f"SENSE expects {want}, got {y.dtype} of shape {tuple(y.shape)}")
+
+    def thin(self, fraction: float, generator: torch.Generator) -> "Sense":
+        """Lose each measured line or point outside the calibration region with probability ``fraction``."""
+        keep = calibration_region(self.mask, self.shape, self.calibration)
+        # a mask that all coils share loses a line in all of them at once
+        return Sense(drop(self.mask, fraction, generator, keep), self.maps, self.calibration)
+
+    def lift(self, n: Tensor, generator: torch.Generator) -> Tensor:
+        """Coil noise ``S n + (1 - S S^H) z``: white where the maps are normalised, and ``S^H`` of it is ``n``."""
+        spread = (self.maps.abs() ** 2).sum(1, keepdim=True)
+        if not bool(((spread - 1).abs().minimum(spread) < 1e-3).all()):
+            raise DataError("image noise can be lifted to the coils only with maps of unit root sum of squares")
+        z = torch.view_as_complex(
+            torch.randn(n.shape[0], *self.maps.shape[1:], 2, generator=generator, dtype=n.real.dtype).to(n.device)
+        )
+        coil_noise = z + self.maps * (n - (self.maps.conj() * z).sum(1, keepdim=True))
+        return centred_fft(coil_noise, len(self.shape)) * self.mask
