@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ambient_sci.checkpoint import load_prior
+    from ambient_sci.prior import load_prior
     from ambient_sci.config import TrainConfig
     from ambient_sci.datasets.store import open_store
     from ambient_sci.measurement import Measurement
@@ -20,7 +20,7 @@ __all__ = ["Measurement", "TrainConfig", "load_prior", "open_store", "reconstruc
 _HOMES = {
     "Measurement": "ambient_sci.measurement",
     "TrainConfig": "ambient_sci.config",
-    "load_prior": "ambient_sci.checkpoint",
+    "load_prior": "ambient_sci.prior",
     "open_store": "ambient_sci.datasets.store",
     "reconstruct": "ambient_sci.reconstruction",
     "train": "ambient_sci.training",

@@ -18,9 +18,9 @@ done faster than one after the other, `_gram`; `ambient_sci.testing.OperatorTest
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -46,6 +46,7 @@ class LinearOperator(ABC):
     """A batch of linear maps, one for every scan."""
 
     kind: ClassVar[str]
+    __array_ufunc__ = None  # numpy's numbers leave ``c * A`` to __rmul__ instead of taking A for a sequence
 
     # ---------------------------------------------------------------------------------- what a kind has to write
 
@@ -65,26 +66,36 @@ class LinearOperator(ABC):
         """Which rows were measured: ones and zeros, real, broadcastable to ``(batch, *measurement)``."""
 
     @abstractmethod
-    def _forward(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor, /) -> Tensor:
         """``(batch, channel, *spatial) -> (batch, *measurement)``."""
 
     @abstractmethod
-    def _adjoint(self, y: Tensor) -> Tensor:
+    def _adjoint(self, y: Tensor, /) -> Tensor:
         """``(batch, *measurement) -> (batch, channel, *spatial)``."""
 
-    def _gram(self, x: Tensor) -> Tensor:
+    def _gram(self, x: Tensor, /) -> Tensor:
         return self._adjoint(self._forward(x))
 
     @abstractmethod
-    def _check_image(self, x: Tensor) -> None:
+    def _check_image(self, x: Tensor, /) -> None:
         """Raise `DataError` unless ``x`` is an image that this operator can measure."""
 
     @abstractmethod
-    def _check_measurement(self, y: Tensor) -> None:
+    def _check_measurement(self, y: Tensor, /) -> None:
         """Raise `DataError` unless ``y`` has the shape of a measurement by this operator."""
 
+    def measurement_shape(self, channels: int = 1) -> tuple[int, ...]:
+        """Shape of one scan's measurement.
+
+        Parameters
+        ----------
+        channels
+            Channels of the image, for kinds that measure any number of them (`Mask`, `Fourier`); others know theirs.
+        """
+        return tuple(self.rows.shape[1:])  # kinds whose rows broadcast say it themselves
+
     def thin(self, fraction: float, generator: torch.Generator) -> "LinearOperator":
-        """Further corruption: this operator with fewer rows.
+        r"""Further corruption: this operator with fewer rows.
 
         Parameters
         ----------
@@ -96,7 +107,7 @@ class LinearOperator(ABC):
         Returns
         -------
         LinearOperator
-            The operator :math:`\\tilde A = B A`, of the same shape; ``A_tilde.rows * y`` are its measurements.
+            The operator :math:`\tilde A = B A`, of the same shape; ``A_tilde.rows * y`` are its measurements.
         """
         raise DataError(f"the operator {self.kind!r} does not say how to lose rows: it has no thin()")
 
@@ -127,26 +138,25 @@ class LinearOperator(ABC):
         """Measure an image."""
         self._check_image(x)
         self._check_batch(x)
-        result: Tensor = _Apply.apply(x, self, "_forward", "_adjoint")
-        return result
+        return _apply(x, self, "_forward", "_adjoint")
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Apply :math:`A^H` to a measurement."""
         self._check_measurement(y)
         self._check_batch(y)
-        result: Tensor = _Apply.apply(y, self, "_adjoint", "_forward")
-        return result
+        return _apply(y, self, "_adjoint", "_forward")
 
     def gram(self, x: Tensor) -> Tensor:
         """Apply :math:`A^H A` to an image."""
         self._check_image(x)
         self._check_batch(x)
-        result: Tensor = _Apply.apply(x, self, "_gram", "_gram")
-        return result
+        return _apply(x, self, "_gram", "_gram")
 
     @property
     def H(self) -> "LinearOperator":
         """The adjoint operator."""
+        from ambient_sci.operators.compose import Adjoint
+
         return Adjoint(self)
 
     @property
@@ -167,27 +177,33 @@ class LinearOperator(ABC):
             raise DataError(f"the operator holds {self.batch} scans, the tensor {t.shape[0]} (shape {tuple(t.shape)})")
 
     def replace(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The same kind of operator with every parameter changed by a function."""
-        return type(self)(**{name: change(value) for name, value in self.parameters.items()}, **self.settings)
+        """Change every parameter by a function and keep the rest."""
+        return self.build({name: change(value) for name, value in self.parameters.items()}, self.settings)
 
-    def __getitem__(self, index: int | slice | Tensor) -> Self:
-        """Scans of the batch; a single index keeps a batch of one."""
-        if isinstance(index, int):
-            if not -self.batch <= index < self.batch:
-                raise IndexError(f"scan {index} of an operator that holds {self.batch}")
-            index = slice(index % self.batch, index % self.batch + 1)
+    def __getitem__(self, index: SupportsIndex | slice | Tensor) -> Self:
+        """Select scans of the batch; a single index keeps a batch of one."""
+        if not isinstance(index, slice) and not (isinstance(index, Tensor) and index.ndim):
+            scan = index.__index__()
+            if not -self.batch <= scan < self.batch:
+                raise IndexError(f"scan {scan} of an operator that holds {self.batch}")
+            index = slice(scan % self.batch, scan % self.batch + 1)
         return self.replace(lambda value: value[index])
+
+    def __iter__(self) -> Iterator[Self]:
+        return (self[scan] for scan in range(self.batch))
 
     def repeat(self, times: int) -> Self:
         """Every scan ``times`` times in a row, for several samples of each."""
         return self.replace(lambda value: value.repeat_interleave(times, 0))
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+    def to(self, device: torch.device | torch.dtype | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """On another device, or in another precision.
 
-        ``dtype`` names the precision by its real or complex type (``torch.float64`` and ``torch.complex128`` are the
-        same request); integers stay what they are.
+        ``dtype``, which may stand alone as it may in torch, names the precision by its real or complex type
+        (``torch.float64`` and ``torch.complex128`` are the same request); integers stay what they are.
         """
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
 
         def move(value: Tensor) -> Tensor:
             if dtype is None or not (value.is_floating_point() or value.is_complex()):
@@ -197,22 +213,27 @@ class LinearOperator(ABC):
 
         return self.replace(move)
 
+    @classmethod
+    def build(cls, parameters: dict[str, Tensor], settings: dict[str, Any]) -> Self:
+        """Construct this kind of operator from `parameters` and `settings`."""
+        return cls(**parameters, **settings)
+
     def spec(self) -> OperatorSpec:
-        """What a store writes; `from_spec` is the inverse."""
+        """Tell what a store writes; `from_spec` is the inverse."""
         return OperatorSpec(self.kind, self.parameters, self.settings)
 
     def collate(self, others: Sequence["LinearOperator"]) -> "LinearOperator":
-        """This operator's scans followed by those of others of its kind (see the function `collate`)."""
+        """Append the scans of others of this kind (see the function `collate`)."""
         for other in others:
             if type(other) is not type(self) or other.settings != self.settings:
                 raise DataError(f"cannot batch {self!r} with {other!r}: another kind or other settings")
         every = [self.parameters, *(other.parameters for other in others)]
-        for name, value in self.parameters.items():
+        for name in self.parameters:
             shapes = {tuple(parameters[name].shape[1:]) for parameters in every}
             if len(shapes) > 1:
-                raise DataError(f"cannot batch {self.kind!r} operators: {name} has shapes {sorted(shapes)} ({value.dtype})")
+                raise DataError(f"cannot batch {self.kind!r} operators: {name} has shapes {sorted(shapes)} per scan")
         merged = {name: torch.cat([parameters[name] for parameters in every]) for name in self.parameters}
-        return type(self)(**merged, **self.settings)
+        return self.build(merged, self.settings)
 
     def __matmul__(self, other: "LinearOperator") -> "LinearOperator":
         """Composition: ``(A @ B)(x) = A(B(x))``."""
@@ -244,50 +265,6 @@ class LinearOperator(ABC):
         return f"{type(self).__name__}({shapes}{rest})"
 
 
-class Adjoint(LinearOperator):
-    """The adjoint of an operator, as an operator."""
-
-    kind = "adjoint"
-
-    def __init__(self, operator: LinearOperator) -> None:
-        self.operator = operator
-
-    @property
-    def parameters(self) -> dict[str, Tensor]:  # noqa: D102
-        return self.operator.parameters
-
-    @property
-    def rows(self) -> Tensor:  # noqa: D102
-        return torch.ones((), device=self.device)
-
-    def replace(self, change: Callable[[Tensor], Tensor]) -> "Adjoint":  # noqa: D102
-        return Adjoint(self.operator.replace(change))
-
-    def collate(self, others: Sequence[LinearOperator]) -> LinearOperator:  # noqa: D102
-        if not all(isinstance(other, Adjoint) for other in others):
-            raise DataError("cannot batch an adjoint with operators that are none")
-        return Adjoint(self.operator.collate([other.operator for other in others if isinstance(other, Adjoint)]))
-
-    def spec(self) -> OperatorSpec:  # noqa: D102
-        raise DataError("an adjoint is not stored: store the operator and take its .H")
-
-    @property
-    def H(self) -> LinearOperator:  # noqa: D102
-        return self.operator
-
-    def _forward(self, x: Tensor) -> Tensor:
-        return self.operator._adjoint(x)
-
-    def _adjoint(self, y: Tensor) -> Tensor:
-        return self.operator._forward(y)
-
-    def _check_image(self, x: Tensor) -> None:
-        self.operator._check_measurement(x)
-
-    def _check_measurement(self, y: Tensor) -> None:
-        self.operator._check_image(y)
-
-
 class _Apply(torch.autograd.Function):
     """A linear map whose derivative in either direction is the map itself or its adjoint."""
 
@@ -298,18 +275,21 @@ class _Apply(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, ctx.operator, ctx.apply, ctx.adjoint = inputs
+        # not ctx.apply: autograd itself calls a method of that name
+        x, ctx.operator, ctx.map, ctx.transpose = inputs
         ctx.real = not x.is_complex()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
-        grad = _Apply.apply(grads[0], ctx.operator, ctx.adjoint, ctx.apply)
+        grad = _apply(grads[0], ctx.operator, ctx.transpose, ctx.map)
         return (grad.real if ctx.real and grad.is_complex() else grad), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        result: Tensor = _Apply.apply(tangents[0], ctx.operator, ctx.apply, ctx.adjoint)
-        return result
+        return _apply(tangents[0], ctx.operator, ctx.map, ctx.transpose)
+
+
+_apply: Callable[[Tensor, LinearOperator, str, str], Tensor] = _Apply.apply  # typed, as torch's is not
 
 
 def collate(operators: Sequence[LinearOperator]) -> LinearOperator:
@@ -327,5 +307,5 @@ def collate(operators: Sequence[LinearOperator]) -> LinearOperator:
 
 def from_spec(spec: OperatorSpec) -> LinearOperator:
     """Build an operator from what a store wrote of it."""
-    operator: LinearOperator = registry.load(GROUP, spec.kind)(**spec.parameters, **spec.settings)
+    operator: LinearOperator = registry.load(GROUP, spec.kind).build(spec.parameters, spec.settings)
     return operator

@@ -7,8 +7,8 @@ k-space of the same shape; masks ``(batch, 1, *spatial)`` whose axes may have si
 on them (phase-encoding columns: ``(batch, 1, 1, width)``).
 
 The centring needs no copy: with :math:`p_n = e^{2\pi i c n / N}` it is
-:math:`F = e^{-2\pi i c^2/N} \, \mathrm{diag}(p) \, \mathrm{FFT} \, \mathrm{diag}(p)`, for odd and even sizes alike, and the
-factors fold into what is multiplied anyway.
+:math:`F = e^{-2\pi i c^2/N} \, \mathrm{diag}(p) \, \mathrm{FFT} \, \mathrm{diag}(p)`, for odd and even sizes alike, and
+the factors fold into what is multiplied anyway.
 """
 
 import math
@@ -23,7 +23,7 @@ from ambient_sci.errors import DataError
 from ambient_sci.operators.base import LinearOperator
 from ambient_sci.operators.mask import as_mask, drop
 
-__all__ = ["Fourier", "calibration_region", "centred_fft", "centred_ifft", "centring"]
+__all__ = ["Fourier", "calibration_region", "centred_fft", "centred_ifft", "centring", "filtered", "uncentred"]
 
 
 class Fourier(LinearOperator):
@@ -45,11 +45,12 @@ class Fourier(LinearOperator):
         self.mask = as_mask(mask)
         self.shape = tuple(int(size) for size in (mask.shape[2:] if shape is None else shape))
         self.calibration = int(calibration)
-        _check_mask(self.mask, self.shape, 1)
+        _check_mask(self.mask, self.shape, 1, self.calibration)
         self._axes = tuple(range(-len(self.shape), 0))
         phase = centring(self.shape, self.mask.device, self.mask.dtype)
         self._pre = phase
         self._post = self.mask * (phase * _constant(self.shape))
+        self._filter = uncentred(self.mask)
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -66,14 +67,23 @@ class Fourier(LinearOperator):
         """The mask itself."""
         return self.mask
 
+    def measurement_shape(self, channels: int = 1) -> tuple[int, ...]:
+        """Shape of the image."""
+        return (channels, *self.shape)
+
     def _forward(self, x: Tensor) -> Tensor:
-        return torch.fft.fftn(x * self._pre, dim=self._axes, norm="ortho").mul_(self._post)
+        y: Tensor = torch.fft.fftn(x * self._pre, dim=self._axes, norm="ortho").mul_(self._post)
+        return y
 
     def _adjoint(self, y: Tensor) -> Tensor:
-        return torch.fft.ifftn(y * self._post.conj(), dim=self._axes, norm="ortho").mul_(self._pre.conj())
+        x: Tensor = torch.fft.ifftn(y * self._post.conj(), dim=self._axes, norm="ortho").mul_(self._pre.conj())
+        return x
+
+    def _gram(self, x: Tensor) -> Tensor:
+        return filtered(x, self._filter)
 
     def _check_image(self, x: Tensor) -> None:
-        if tuple(x.shape[2:]) != self.shape or not x.is_complex():
+        if x.ndim != 2 + len(self.shape) or tuple(x.shape[2:]) != self.shape or not x.is_complex():
             want = f"complex (batch, channel, {', '.join(map(str, self.shape))})"
             raise DataError(f"the Fourier transform expects {want}, got {x.dtype} of shape {tuple(x.shape)}")
 
@@ -85,12 +95,12 @@ class Fourier(LinearOperator):
         return Fourier(drop(self.mask, fraction, generator, keep), **self.settings)
 
     def lift(self, n: Tensor, generator: torch.Generator) -> Tensor:
-        """The transform is unitary: white noise stays white on the measured samples."""
+        """Transform the noise: the transform is unitary, and white noise stays white on the measured samples."""
         return self(n)
 
 
 def centring(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Phase factors :math:`p_n = e^{2\\pi i c n / N}`, multiplied over the axes: ``shape``, complex.
+    r"""Phase factors :math:`p_n = e^{2\pi i c n / N}`, multiplied over the axes: ``shape``, complex.
 
     Real (a checkerboard of signs) when all sizes are even; kept complex all the same, so that one code serves both.
     """
@@ -118,14 +128,35 @@ def centred_fft(x: Tensor, axes: int = 2) -> Tensor:
     """Centred orthonormal FFT over the last ``axes`` axes."""
     shape = x.shape[-axes:]
     phase = centring(shape, x.device, x.dtype)
-    return torch.fft.fftn(x * phase, dim=tuple(range(-axes, 0)), norm="ortho") * (phase * _constant(shape))
+    y: Tensor = torch.fft.fftn(x * phase, dim=tuple(range(-axes, 0)), norm="ortho") * (phase * _constant(shape))
+    return y
 
 
 def centred_ifft(y: Tensor, axes: int = 2) -> Tensor:
     """Inverse of `centred_fft`."""
     shape = y.shape[-axes:]
     phase = centring(shape, y.device, y.dtype).conj()
-    return torch.fft.ifftn(y * (phase * _constant(shape).conjugate()), dim=tuple(range(-axes, 0)), norm="ortho") * phase
+    kspace = y * (phase * _constant(shape).conjugate())
+    x: Tensor = torch.fft.ifftn(kspace, dim=tuple(range(-axes, 0)), norm="ortho") * phase
+    return x
+
+
+def uncentred(mask: Tensor) -> Tensor:
+    """Reorder a mask as the FFT without centring has it; axes of size one stay."""
+    result: Tensor = torch.fft.ifftshift(mask, dim=tuple(range(2, mask.ndim)))
+    return result
+
+
+def filtered(x: Tensor, mask: Tensor) -> Tensor:
+    """Apply :math:`F^H M F` with an `uncentred` mask.
+
+    The phases of the centring cancel, and so does the whole transform along axes on which the mask does not depend.
+    """
+    axes = tuple(axis for axis in range(2 - mask.ndim, 0) if mask.shape[axis] > 1)
+    if not axes:
+        return x * mask
+    result: Tensor = torch.fft.ifftn(torch.fft.fftn(x, dim=axes).mul_(mask), dim=axes)
+    return result
 
 
 def calibration_region(mask: Tensor, shape: Sequence[int], width: int) -> Tensor:
@@ -141,8 +172,12 @@ def calibration_region(mask: Tensor, shape: Sequence[int], width: int) -> Tensor
     return region if region.ndim else region.expand(mask.shape)
 
 
-def _check_mask(mask: Tensor, shape: Sequence[int], channels: int) -> None:
-    fits = mask.ndim == 2 + len(shape) and mask.shape[1] in (1, channels)
+def _check_mask(mask: Tensor, shape: Sequence[int], channels: int, calibration: int) -> None:
+    fits = len(shape) > 0 and mask.ndim == 2 + len(shape) and mask.shape[1] in (1, channels)
     if not fits or any(got not in (1, want) for got, want in zip(mask.shape[2:], shape, strict=True)):
-        axes = ", ".join(f"{size} or 1" for size in shape)
-        raise DataError(f"mask must be (batch, {channels if channels == 1 else f'1 or {channels}'}, {axes}), got {tuple(mask.shape)}")
+        axes = ", ".join(f"{size} or 1" for size in shape) or "*spatial"
+        channel = "1" if channels == 1 else f"1 or {channels}"
+        raise DataError(f"mask must be (batch, {channel}, {axes}), got {tuple(mask.shape)}")
+    narrowest = min((size for size in mask.shape[2:] if size > 1), default=calibration)
+    if not 0 <= calibration <= narrowest:
+        raise DataError(f"calibration must be between 0 and the {narrowest} samples of the mask, got {calibration}")

@@ -58,7 +58,9 @@ class Identity(LinearOperator):
 
     def _check_image(self, x: Tensor) -> None:
         if tuple(x.shape[1:]) != self.shape:
-            raise DataError(f"the identity expects images of shape (batch, *{self.shape}), got {tuple(x.shape)}")
+            raise DataError(
+                f"the identity expects images of shape (batch, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}"
+            )
 
     _check_measurement = _check_image
 

@@ -43,6 +43,11 @@ class Mask(LinearOperator):
         """The mask itself."""
         return self.mask
 
+    def measurement_shape(self, channels: int = 1) -> tuple[int, ...]:
+        """Shape of the image."""
+        own, *spatial = self.mask.shape[1:]
+        return (channels if own == 1 else own, *spatial)
+
     def _forward(self, x: Tensor) -> Tensor:
         return x * self.mask
 

@@ -4,8 +4,8 @@ r"""Cartesian multi-coil k-space (SENSE).
 
 with coil sensitivity maps :math:`S_c` and the centred orthonormal transform of `ambient_sci.operators.fourier`
 (Pruessmann et al. 1999, Magn. Reson. Med. 42:952). Images ``(batch, 1, *spatial)``, complex; maps ``(batch, coil,
-*spatial)``; k-space ``(batch, coil, *spatial)``; masks ``(batch, 1 or coil, *spatial)``, of size one along axes on which
-sampling does not depend.
+*spatial)``; k-space ``(batch, coil, *spatial)``; masks ``(batch, 1 or coil, *spatial)``, of size one along axes on
+which sampling does not depend.
 
 Coils are streamed: no temporary holds all of them, which is what makes large batches run from cache. Along axes on
 which the mask does not depend, :math:`F^H F` cancels, and the gram operator transforms the sampled axes alone.
@@ -20,22 +20,30 @@ from torch import Tensor
 
 from ambient_sci.errors import DataError
 from ambient_sci.operators.base import LinearOperator
-from ambient_sci.operators.fourier import _check_mask, _constant, calibration_region, centred_fft, centring
+from ambient_sci.operators.fourier import (
+    _check_mask,
+    _constant,
+    calibration_region,
+    centred_fft,
+    centring,
+    filtered,
+    uncentred,
+)
 from ambient_sci.operators.mask import as_mask, drop
 
 __all__ = ["Sense"]
 
 
 class Sense(LinearOperator):
-    """Multi-coil Cartesian MRI.
+    r"""Multi-coil Cartesian MRI.
 
     Parameters
     ----------
     mask
         Ones (measured) and zeros, ``(batch, 1 or coil, *spatial)``; an axis of size one is sampled in full.
     maps
-        Coil sensitivity maps, ``(batch, coil, *spatial)``, complex. With :math:`\\sum_c |S_c|^2 = 1` the image is in the
-        units of the root sum of squares, and image noise can be lifted to the coils.
+        Coil sensitivity maps, ``(batch, coil, *spatial)``, complex. With :math:`\sum_c |S_c|^2 = 1` the image is in
+        the units of the root sum of squares, and image noise can be lifted to the coils.
     calibration
         Width of the centre block along every sampled axis that is always measured; `thin` leaves it alone.
     """
@@ -53,7 +61,7 @@ class Sense(LinearOperator):
             )
         self.shape: Sequence[int] = tuple(maps.shape[2:])
         self.mask = self.mask.to(maps.real.dtype)
-        _check_mask(self.mask, self.shape, maps.shape[1])
+        _check_mask(self.mask, self.shape, maps.shape[1], self.calibration)
         self._axes = tuple(range(-len(self.shape), 0))
 
     @property
@@ -76,6 +84,10 @@ class Sense(LinearOperator):
         """Number of receive coils."""
         return int(self.maps.shape[1])
 
+    def measurement_shape(self, channels: int = 1) -> tuple[int, ...]:
+        """Shape of the maps."""
+        return tuple(self.maps.shape[1:])
+
     # The centring phases folded into maps and mask, made once and only where they are needed.
 
     @cached_property
@@ -87,7 +99,7 @@ class Sense(LinearOperator):
         return self.mask * (centring(self.shape, self.maps.device, self.maps.dtype) * _constant(self.shape))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_pre", "_post", "_natural_mask")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_pre", "_post", "_filter")}
 
     def _coil(self, tensor: Tensor, coil: int) -> Tensor:
         return tensor[:, coil : coil + 1] if tensor.shape[1] > 1 else tensor
@@ -107,23 +119,14 @@ class Sense(LinearOperator):
         return x
 
     @cached_property
-    def _natural_mask(self) -> Tensor:
-        """The mask in the order of the uncentred FFT: in the gram the centring phases cancel, and only this is left."""
-        axes = [axis for axis in range(-len(self.shape), 0) if self.mask.shape[axis] > 1]
-        return torch.fft.ifftshift(self.mask, dim=axes) if axes else self.mask
+    def _filter(self) -> Tensor:
+        return uncentred(self.mask)
 
     def _gram(self, x: Tensor) -> Tensor:
-        axes = tuple(axis for axis in self._axes if self.mask.shape[axis] > 1)
         result = torch.zeros_like(x)
         for coil in range(self.coils):
             maps = self._coil(self.maps, coil)
-            image = x * maps
-            mask = self._coil(self._natural_mask, coil)
-            if axes:
-                image = torch.fft.ifftn(torch.fft.fftn(image, dim=axes).mul_(mask), dim=axes)
-            else:
-                image = image * mask
-            result.addcmul_(image, maps.conj())
+            result.addcmul_(filtered(x * maps, self._coil(self._filter, coil)), maps.conj())
         return result
 
     def _check_image(self, x: Tensor) -> None:
@@ -144,6 +147,8 @@ class Sense(LinearOperator):
 
     def lift(self, n: Tensor, generator: torch.Generator) -> Tensor:
         """Coil noise ``S n + (1 - S S^H) z``: white where the maps are normalised, and ``S^H`` of it is ``n``."""
+        self._check_image(n)
+        self._check_batch(n)
         spread = (self.maps.abs() ** 2).sum(1, keepdim=True)
         if not bool(((spread - 1).abs().minimum(spread) < 1e-3).all()):
             raise DataError("image noise can be lifted to the coils only with maps of unit root sum of squares")

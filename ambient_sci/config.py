@@ -1,0 +1,77 @@
+"""The options of a training run: one frozen, validated object, saved with the run.
+
+Durations are counted in images (scans shown to the network), not in epochs or steps, so that runs with other batch sizes
+or store sizes compare.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ambient_sci.errors import ConfigError
+
+__all__ = ["Method", "TrainConfig"]
+
+Method = Literal["em", "ambient", "oracle"]
+
+
+class TrainConfig(BaseModel):
+    """What `ambient_sci.train` does; every field but the two paths has a default that works.
+
+    Unknown fields and impossible values raise `ConfigError` with the field's name.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    store: Path = Field(description="store of measurements to learn from")
+    out: Path = Field(description="folder of the run; run again to resume")
+    method: Method = Field("em", description="em, ambient, or oracle (needs clean references: simulation only)")
+    images: int = Field(20_000, ge=1, description="length of the training, in images")
+    batch: int = Field(32, ge=1, description="images in a batch")
+    seed: int = Field(0, ge=0, description="seed of everything random in the run")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="arithmetic of the network alone")
+
+    widths: tuple[int, ...] = Field((64, 96, 128), description="channels of each level of the U-Net, multiples of 32")
+    blocks: int = Field(1, ge=1, description="residual blocks per level")
+    patch: int = Field(2, ge=1, description="side of the pixel blocks that the stem folds into channels")
+    sigma_data: float | None = Field(None, gt=0, description="standard deviation of the images; estimated when not given")
+
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    warmup: int = Field(1_000, ge=0, description="images over which the learning rate rises")
+    ema: int = Field(2_000, ge=1, description="half-life of the averaged weights, in images")
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    checkpoint: int = Field(4_000, ge=1, description="images between checkpoints")
+
+    thinning: float = Field(0.3, gt=0, le=1, description="ambient: chance that a measured row is hidden")
+    consistency_steps: int = Field(1, ge=1, description="ambient: data-consistency steps inside the network")
+
+    laps: int = Field(2, ge=0, description="em: how often the posterior samples are drawn anew")
+    start_images: int | None = Field(None, ge=1, description="em: images before the first lap; an equal share if not given")
+    em_steps: int = Field(16, ge=1, description="em: sampler steps of the posterior samples")
+    em_iterations: int = Field(2, ge=1, description="em: conjugate gradient iterations of the posterior samples")
+
+    def __init__(self, **options: Any) -> None:
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise ConfigError(_explain(error, type(self))) from None
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `model_dump_json` wrote."""
+        import json
+
+        options = json.loads(text)
+        return cls(**options)
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+    first = error.errors()[0]
+    name = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        return f"unknown option {name!r}; the options are {', '.join(model.model_fields)}"
+    if first["type"] == "missing":
+        return f"option {name!r} is missing: {model.model_fields[name].description}"
+    return f"option {name!r}: {first['msg'].lower()}, got {first['input']!r}"

@@ -1,0 +1,65 @@
+r"""Expectation-maximisation: an ordinary diffusion prior from measurements alone.
+
+The M-step trains a denoiser on images, one for every scan; the E-step draws these images anew from the posterior of each
+scan under the current prior:
+
+.. math:: x_i \sim p_\theta(x \mid y_i), \qquad \theta \leftarrow \arg\min \textstyle\sum_i E \| D_\theta(x_i + s n, s) - x_i \|^2
+
+(Rozet et al. 2024, arXiv:2405.13712). It starts here from L1-wavelet reconstructions, whose regularisation is chosen by
+predicting held-out measured rows, and the optimiser goes on from lap to lap. Nothing but measurements is read.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ambient_sci.baselines import l1_wavelet_batch, tune_held_out
+from ambient_sci.config import TrainConfig
+from ambient_sci.datasets.store import Store
+from ambient_sci.measurement import Measurement
+from ambient_sci.posterior.draw import draw_posterior
+from ambient_sci.prior import Prior
+
+__all__ = ["lap_starts", "posterior_images", "starting_images"]
+
+CHUNK = 64
+
+
+def lap_starts(config: TrainConfig) -> list[int]:
+    """Numbers of images seen at which the posterior samples are drawn anew."""
+    if config.laps == 0:
+        return []
+    first = config.start_images or config.images // (config.laps + 1)
+    rest = (config.images - first) / config.laps
+    return [round(first + lap * rest) for lap in range(config.laps)]
+
+
+def starting_images(store: Store, progress: bool) -> Tensor:
+    """L1-wavelet reconstructions of every scan, ``(scan, channel, *spatial)``, in normalised units."""
+    lam = tune_held_out(l1_wavelet_batch, store.read(slice(0, 16)))
+    return _every_scan(store, lambda m: l1_wavelet_batch(m, lam), "L1-wavelet reconstructions to start from", progress)
+
+
+def posterior_images(prior: Prior, store: Store, lap: int, progress: bool) -> Tensor:
+    """One posterior sample of every scan under the current prior, ``(scan, channel, *spatial)``."""
+    config = prior.config
+
+    def draw(m: Measurement) -> Tensor:
+        drawn = draw_posterior(
+            prior,
+            m.to(prior.device),
+            steps=config.em_steps,
+            iterations=config.em_iterations,
+            seed=config.seed + 1 + lap,
+        )
+        return drawn[:, 0].cpu()
+
+    return _every_scan(store, draw, f"lap {lap + 1} of {config.laps}: posterior samples", progress)
+
+
+def _every_scan(store: Store, restore: Callable[[Measurement], Tensor], label: str, progress: bool) -> Tensor:
+    starts = range(0, len(store), CHUNK)
+    bar = tqdm(starts, desc=label, unit="batch", disable=not progress)
+    return torch.cat([restore(store.read(slice(start, start + CHUNK))) for start in bar])

@@ -1,0 +1,39 @@
+r"""The ordinary denoising objective, on images.
+
+.. math:: L = \lambda(s) \, \| D(x_0 + s n, s) - x_0 \|^2 / n_\text{pixels}, \qquad \lambda(s) = 1/s^2 + 1/\sigma_d^2
+
+(Karras et al. 2022, arXiv:2206.00364). Its images come from references (simulation only) or from reconstructions:
+posterior samples of the measurements make it the M-step of expectation-maximisation.
+"""
+
+import torch
+from torch import Tensor
+
+from ambient_sci.denoise import Denoiser, per_image
+from ambient_sci.measurement import randn_like
+
+__all__ = ["denoising_loss"]
+
+
+def denoising_loss(
+    denoiser: Denoiser, images: Tensor, sigma: Tensor, sigma_data: float, generator: torch.Generator
+) -> Tensor:
+    """Loss per image, ``(batch,)``.
+
+    Parameters
+    ----------
+    denoiser
+        The denoiser in training.
+    images
+        Clean images or posterior samples, ``(batch, channel, *spatial)``.
+    sigma
+        Noise level of each image, ``(batch,)``.
+    sigma_data
+        Standard deviation of the images per real component.
+    generator
+        Source of the noise.
+    """
+    noisy = images + per_image(sigma, images) * randn_like(images, generator)
+    error = denoiser(noisy, sigma) - images
+    weight = 1 / sigma**2 + 1 / sigma_data**2
+    return weight * error.abs().square().flatten(1).mean(1)

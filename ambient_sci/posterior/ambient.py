@@ -1,0 +1,121 @@
+r"""Networks trained with the ambient objective, and what can be drawn from them.
+
+An ambient network is not a denoiser of images but a family of restorations, one for every way of measuring:
+
+.. math:: h(\tilde A, y_s, s) \approx E[x_0 \mid \tilde A x_0 + s e = y_s]
+
+`AmbientDenoiser` is that network, `restore` its direct use on a scan (one-step restoration), and `FixedMask` turns it
+into a `Denoiser` by measuring the state of a sampler with one operator that is kept for the whole run: the prior
+sampler of Daras et al. 2023 (arXiv:2305.19256), and what A-DPS guides.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ambient_sci.denoise import Denoiser, per_image
+from ambient_sci.measurement import Measurement
+from ambient_sci.network import as_complex, as_real
+from ambient_sci.operators import LinearOperator, collate, conjugate_gradient
+
+__all__ = ["AmbientDenoiser", "FixedMask", "restore"]
+
+
+class AmbientDenoiser(nn.Module):
+    r"""A network conditioned on the operator, alternating with data consistency.
+
+    Starting from :math:`x = \tilde A^H y_s`, each of a few steps applies the network and then solves
+
+    .. math:: (\tilde A^H \tilde A + \lambda) x = \tilde A^H y_s + \lambda z, \qquad \lambda = s^2 e^a / \sigma_d^2
+
+    with a learned :math:`a`: what was measured enters through the operator, of which a convolutional network sees little,
+    and the network :math:`z` fills in the rest (Aggarwal et al. 2019, MoDL, arXiv:1712.02862).
+
+    Parameters
+    ----------
+    network
+        ``network(x, label)`` on real channels: the current image, the adjoint and the operator's response to a constant
+        image, one after the other.
+    sigma_data
+        Standard deviation of the images per real component.
+    steps
+        How often network and data consistency alternate; the network's weights are shared.
+    iterations
+        Conjugate gradient iterations of each solve.
+    """
+
+    def __init__(self, network: nn.Module, sigma_data: float, steps: int = 1, iterations: int = 6) -> None:
+        super().__init__()
+        self.network = network
+        self.sigma_data = float(sigma_data)
+        self.steps = steps
+        self.iterations = iterations
+        self.log_weight = nn.Parameter(torch.zeros(steps))
+
+    def forward(self, y: Tensor, operator: LinearOperator, sigma: Tensor) -> Tensor:
+        """Restore images ``(batch, channel, *spatial)`` from measurements with noise ``sigma`` ``(batch,)``."""
+        adjoint = operator.adjoint(y)
+        response = operator.gram(torch.ones_like(adjoint))
+        s, d = per_image(sigma, adjoint), self.sigma_data
+        scale = torch.rsqrt(s**2 + d**2)
+        label = torch.log(sigma.clamp_min(1e-3 * d) / d) / 4
+        x = adjoint
+        for step in range(self.steps):
+            seen = torch.cat([as_real(x * scale), as_real(adjoint * scale), as_real(response)], 1)
+            z = (d * scale) ** 2 * x + d * as_complex(self.network(seen, label), adjoint)
+            weight = (s.clamp_min(1e-2 * d) / d) ** 2 * self.log_weight[step].exp()
+            x = conjugate_gradient(
+                lambda v, weight=weight: operator.gram(v) + weight * v,  # type: ignore[misc]
+                adjoint + weight * z,
+                start=z,
+                iterations=self.iterations,
+            )
+        return x
+
+
+class FixedMask(Denoiser):
+    """An ambient network as a denoiser of images: the state is measured with one operator, kept throughout.
+
+    Parameters
+    ----------
+    ambient
+        The trained network.
+    operator
+        How states are measured, one operator for each image of the batch, with fewer rows than the scans have.
+    missing
+        Noise that the measurements have and image noise lacks (`LinearOperator.lift` of nothing), of unit variance.
+    """
+
+    def __init__(self, ambient: AmbientDenoiser, operator: LinearOperator, missing: Tensor) -> None:
+        super().__init__()
+        self.ambient = ambient
+        self.operator = operator
+        self.missing = missing
+
+    @classmethod
+    def thinned(
+        cls, ambient: AmbientDenoiser, operator: LinearOperator, blank: Tensor, fraction: float, generators: Sequence[torch.Generator]
+    ) -> "FixedMask":
+        """Thin each scan's operator as training did.
+
+        ``blank`` is an image of zeros ``(1, channel, *spatial)``. Each scan has a generator of its own, so that results do
+        not depend on what else is in the batch.
+        """
+        thin = [operator[i].thin(fraction, generator) for i, generator in enumerate(generators)]
+        missing = [one.lift(blank, generator) for one, generator in zip(thin, generators, strict=True)]
+        return cls(ambient, collate(thin), torch.cat(missing))
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Denoise; see `Denoiser`."""
+        y = self.operator(x) + sigma.reshape(-1, *[1] * (self.missing.ndim - 1)) * self.missing
+        restored: Tensor = self.ambient(y, self.operator, sigma)
+        return restored
+
+
+def restore(ambient: AmbientDenoiser, measurement: Measurement) -> Tensor:
+    """One-step restoration, ``(batch, channel, *spatial)``: the network's posterior mean given the scan."""
+    noise = measurement.noise_std.flatten(1).amax(1) if measurement.noise_std.ndim > 1 else measurement.noise_std
+    with torch.no_grad():
+        restored: Tensor = ambient(measurement.y, measurement.operator, noise)
+    return restored

@@ -1,0 +1,203 @@
+"""A learned prior: the network, what it was learned from, and how to draw from it.
+
+Two kinds of network come out of training: an ordinary `Denoiser` of images (methods ``em`` and ``oracle``), and an
+`AmbientDenoiser`, which restores measurements (method ``ambient``). `Prior` holds either.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ambient_sci.checkpoint import load_tensors, save_tensors
+from ambient_sci.config import TrainConfig
+from ambient_sci.denoise import Denoiser, EDMDenoiser
+from ambient_sci.errors import CheckpointError, ConfigError, NotFoundError
+from ambient_sci.network import UNet, best_precision
+from ambient_sci.operators import LinearOperator
+from ambient_sci.posterior.ambient import AmbientDenoiser, FixedMask
+from ambient_sci.sample import Solver, sample
+from ambient_sci.schedule import edm_levels
+from ambient_sci.seeding import scan_noise, stream
+
+__all__ = ["Prior", "build_denoiser", "load_prior", "resolve_device"]
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A learned prior.
+
+    Parameters
+    ----------
+    denoiser
+        `Denoiser` or `AmbientDenoiser`, in evaluation mode.
+    image_shape
+        Shape of one image, ``(channel, *spatial)``.
+    is_complex
+        Whether images are complex.
+    config
+        The options of the run.
+    trained_on
+        Fingerprint and description of the store.
+    images
+        Number of images seen in training.
+    """
+
+    denoiser: Denoiser | AmbientDenoiser
+    image_shape: tuple[int, ...]
+    is_complex: bool
+    config: TrainConfig
+    trained_on: dict[str, Any]
+    images: int
+
+    @property
+    def sigma_data(self) -> float:
+        """Standard deviation of the images per real component, in normalised units."""
+        return float(self.denoiser.sigma_data)  # type: ignore[arg-type]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.denoiser.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the images."""
+        return torch.complex64 if self.is_complex else torch.float32
+
+    def levels(self, steps: int, sigma_min: float | None = None) -> Tensor:
+        """Noise levels for sampling, from far above to far below the data's own scale."""
+        return edm_levels(steps, sigma_min or 0.02 * self.sigma_data, 50 * self.sigma_data)
+
+    def fingerprint(self) -> str:
+        """Hash of the weights, for provenance."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.denoiser.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def sample(
+        self,
+        count: int,
+        steps: int = 32,
+        solver: Solver = "heun",
+        seed: int = 0,
+        operator: LinearOperator | None = None,
+        progress: str | None = None,
+    ) -> Tensor:
+        """Draw images from the prior, ``(count, channel, *spatial)``, in normalised units.
+
+        Parameters
+        ----------
+        count
+            Number of images.
+        steps, solver
+            See `ambient_sci.sample.sample`.
+        seed
+            Image ``k`` depends on the seed and on ``k`` alone.
+        operator
+            Operators of scans, one an image; thinned, they are how an ambient network sees the state (fixed-mask
+            sampling). Needed for method ``ambient`` only.
+        progress
+            Label of a progress bar.
+        """
+        if isinstance(self.denoiser, AmbientDenoiser):
+            if operator is None:
+                raise ConfigError("a prior of method 'ambient' samples through a mask: give operator=, that of as many scans")
+            blank = torch.zeros(1, *self.image_shape, dtype=self.dtype, device=self.device)
+            streams = [stream(seed, image) for image in range(count)]
+            denoiser: Denoiser = FixedMask.thinned(self.denoiser, operator, blank, self.config.thinning, streams)
+            levels = self.levels(steps, max(0.02 * self.sigma_data, float(self.trained_on.get("noise_std", 0))))
+        else:
+            denoiser, levels = self.denoiser, self.levels(steps)
+        images = torch.arange(count)
+
+        def noise(k: int) -> Tensor:
+            labels = torch.stack([torch.full_like(images, k), images], 1)
+            return scan_noise(self.image_shape, self.dtype, seed, labels).to(self.device)
+
+        return sample(denoiser, noise, levels, solver, progress=progress)
+
+    def save(self, path: Path) -> None:
+        """Write ``prior.safetensors``."""
+        header = {
+            "config": self.config.model_dump(mode="json"),
+            "image_shape": list(self.image_shape),
+            "is_complex": self.is_complex,
+            "trained_on": self.trained_on,
+            "images": self.images,
+        }
+        save_tensors(path, self.denoiser.state_dict(), header)
+
+
+def build_denoiser(
+    config: TrainConfig, image_shape: tuple[int, ...], is_complex: bool, network: nn.Module | None = None
+) -> Denoiser | AmbientDenoiser:
+    """The untrained network that a configuration asks for, or a given one in its place."""
+    channels = image_shape[0] * (2 if is_complex else 1)
+    ambient = config.method == "ambient"
+    if config.sigma_data is None:
+        raise ConfigError("sigma_data is not known: give a number, or let `train` estimate it from a store")
+    if network is None:
+        if len(image_shape) != 3:
+            raise ConfigError(f"the built-in U-Net takes 2-D images, got shape {image_shape}: pass network=")
+        inputs = 3 * channels if ambient else channels
+        network = UNet(inputs, channels, config.widths, config.blocks, config.patch, config.precision)
+    if ambient:
+        return AmbientDenoiser(network, config.sigma_data, config.consistency_steps)
+    return EDMDenoiser(network, config.sigma_data)
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is the first GPU, or the CPU where there is none."""
+    try:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        text = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r} cannot be used ({text}); use auto, cpu or one that this machine has") from None
+    return device
+
+
+def load_prior(run: Path | str, device: str = "auto", network: nn.Module | None = None) -> Prior:
+    """Load what `ambient_sci.train` learned.
+
+    Parameters
+    ----------
+    run
+        Folder of the run, or its ``prior.safetensors``.
+    device
+        Where to put it.
+    network
+        The module that was trained, if it was not the built-in one.
+
+    Raises
+    ------
+    NotFoundError, CheckpointError
+        If there is nothing to load, or it does not fit this release.
+    """
+    run = Path(run)
+    if not run.exists():
+        raise NotFoundError(f"no run at {run}; `ambient-sci train STORE --out {run}` makes one")
+    path = run / "prior.safetensors" if run.is_dir() else run
+    if not path.exists():
+        raise NotFoundError(f"no prior.safetensors in {run}: not a run, or one that has not reached its first checkpoint")
+    tensors, header = load_tensors(path)
+    target = resolve_device(device)
+    try:
+        config = TrainConfig(**header["config"])
+        # weights are the same in either precision: take what this device does best
+        config = config.model_copy(update={"precision": best_precision(target)})
+        denoiser = build_denoiser(config, tuple(header["image_shape"]), header["is_complex"], network)
+        denoiser.load_state_dict(tensors)
+    except (KeyError, RuntimeError, ConfigError) as error:
+        text = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} does not fit the network that its options describe: {text}") from error
+    denoiser.to(target).eval().requires_grad_(False)
+    return Prior(
+        denoiser, tuple(header["image_shape"]), header["is_complex"], config, header["trained_on"], header["images"]
+    )

@@ -1,0 +1,204 @@
+r"""Reconstruction: posterior samples of every scan, summarised, with where they came from.
+
+The result is an xarray Dataset in the instrument's units, one row a scan:
+
+========== ============================== ==================================================================
+``sample`` (scan, draw, channel, y, x)    posterior samples
+``mean``   (scan, channel, y, x)          their mean, the estimate with the least expected squared error
+``std``    (scan, channel, y, x)          posterior standard deviation, of real and imaginary part together
+``lower``  (scan, channel, y, x)          90% credible interval of the magnitude (of the value, for real images)
+``upper``  (scan, channel, y, x)
+========== ============================== ==================================================================
+
+With few samples an interval between empirical quantiles is too narrow; the interval here is the predictive one of a
+normal sample of that size, :math:`m \pm t_{S-1} \, \mathrm{std} \, \sqrt{1 + 1/S}`.
+"""
+
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import ambient_sci
+from ambient_sci.datasets.store import Indices, Store, open_store
+from ambient_sci.errors import ConfigError, OutputError
+from ambient_sci.posterior.draw import PosteriorMethod, draw_posterior
+from ambient_sci.prior import Prior, load_prior
+from ambient_sci.sample import Solver
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["INTERVAL", "reconstruct", "summarise"]
+
+INTERVAL = 0.9
+
+
+def reconstruct(
+    prior: Prior | Path | str,
+    store: Store | Path | str,
+    out: Path | str | None = None,
+    *,
+    scans: Indices | None = None,
+    samples: int = 8,
+    method: PosteriorMethod = "auto",
+    steps: int = 32,
+    iterations: int = 3,
+    guidance: float = 1.0,
+    solver: Solver = "euler",
+    eta: float = 1.0,
+    batch: int = 64,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> "xarray.Dataset":
+    """Draw posterior samples of scans.
+
+    Parameters
+    ----------
+    prior
+        A learned prior, or the folder of a run.
+    store
+        Store of measurements, or its path.
+    out
+        Zarr folder to write to, batch by batch; without it the result is kept in memory.
+    scans
+        Which scans; all by default.
+    samples
+        Samples of each scan, at least 2.
+    method, steps, iterations, guidance, solver, eta, seed
+        See `ambient_sci.posterior.draw.draw_posterior`.
+    batch
+        Images in the network at once; it does not change the result.
+    overwrite
+        Replace a reconstruction that is already at ``out``.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    xarray.Dataset
+        See the module's table; opened from ``out`` when given.
+    """
+    prior = prior if isinstance(prior, Prior) else load_prior(prior)
+    store = store if isinstance(store, Store) else open_store(store)
+    if samples < 2:
+        raise ConfigError(f"samples must be at least 2 for a standard deviation, got {samples}")
+    index = np.arange(len(store)) if scans is None else np.atleast_1d(np.arange(len(store))[scans])
+    options = {"method": method, "steps": steps, "iterations": iterations, "guidance": guidance}
+    options |= {"solver": solver, "eta": eta, "seed": seed}
+    attrs = _provenance(prior, store, samples, options)
+    writer = None if out is None else _Writer(Path(out), overwrite)
+
+    parts = []
+    size = max(1, batch // samples)
+    chunks = [index[i : i + size] for i in range(0, len(index), size)]
+    try:
+        for chunk in tqdm(chunks, desc="posterior samples", unit="batch", disable=not progress):
+            measurement = store.read(chunk).to(prior.device)
+            drawn = draw_posterior(prior, measurement, samples, **options).cpu()  # type: ignore[arg-type]
+            scale = measurement.scale.cpu().reshape(-1, *[1] * (drawn.ndim - 1))
+            part = _dataset(drawn * scale, chunk, store, attrs)
+            if writer is None:
+                parts.append(part)
+            else:
+                writer.append(part)
+    except BaseException:
+        if writer is not None:
+            writer.abandon()
+        raise
+    if writer is not None:
+        return writer.finish()
+    import xarray
+
+    return xarray.concat(parts, "scan", data_vars="minimal", coords="minimal", compat="override", join="override")
+
+
+def summarise(drawn: Tensor) -> dict[str, Tensor]:
+    """Mean, standard deviation and 90% interval of samples ``(scan, draw, channel, *spatial)``."""
+    from scipy.stats import t
+
+    count = drawn.shape[1]
+    mean = drawn.mean(1)
+    std = ((drawn - mean[:, None]).abs().square().sum(1) / (count - 1)).sqrt()
+    value = drawn.abs() if drawn.is_complex() else drawn
+    centre, spread = value.mean(1), value.std(1)
+    half = float(t.ppf(0.5 + INTERVAL / 2, count - 1)) * spread * (1 + 1 / count) ** 0.5
+    lower = (centre - half).clamp_min(0) if drawn.is_complex() else centre - half
+    return {"mean": mean, "std": std, "lower": lower, "upper": centre + half}
+
+
+def _dataset(drawn: Tensor, index: NDArray[Any], store: Store, attrs: dict[str, Any]) -> "xarray.Dataset":
+    import xarray
+
+    axes = ("channel", *("z", "y", "x")[-(drawn.ndim - 3) :])
+    variables: dict[str, Any] = {"sample": (("scan", "draw", *axes), drawn.numpy())}
+    variables |= {name: (("scan", *axes), value.numpy()) for name, value in summarise(drawn).items()}
+    coords = {name: ("scan", values[index]) for name, values in store.coords.items() if name != "scan"}
+    return xarray.Dataset(variables, {"scan": index, **coords}, attrs)
+
+
+def _provenance(prior: Prior, store: Store, samples: int, options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "title": "posterior samples",
+        "ambient_sci_version": ambient_sci.__version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "prior": prior.fingerprint(),
+        "prior_method": prior.config.method,
+        "prior_images": prior.images,
+        "prior_store": str(prior.trained_on.get("fingerprint")),
+        "store": store.fingerprint,
+        "operator": store.kind,
+        "samples": samples,
+        "interval": INTERVAL,
+        **{f"sampler_{name}": value for name, value in options.items()},
+    }
+
+
+class _Writer:
+    """Appends to a hidden neighbour of the path, which takes the path's name in the end."""
+
+    def __init__(self, path: Path, overwrite: bool) -> None:
+        self.path = path
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} already exists; choose another path or pass --overwrite")
+        if path.exists() and not _is_ours(path):
+            raise OutputError(f"{path} is not a reconstruction: it will not be replaced")
+        self.partial = path.with_name(f".{path.name}.partial")
+        shutil.rmtree(self.partial, ignore_errors=True)
+        self.started = False
+
+    def append(self, part: "xarray.Dataset") -> None:
+        try:
+            self.partial.parent.mkdir(parents=True, exist_ok=True)
+            options: dict[str, Any] = {"append_dim": "scan"} if self.started else {"mode": "w"}
+            part.to_zarr(self.partial, zarr_format=3, consolidated=False, **options)
+        except OSError as error:
+            raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
+        self.started = True
+
+    def finish(self) -> "xarray.Dataset":
+        import xarray
+
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        self.partial.rename(self.path)
+        return xarray.open_zarr(self.path, consolidated=False)
+
+    def abandon(self) -> None:
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+
+def _is_ours(path: Path) -> bool:
+    import xarray
+
+    try:
+        return xarray.open_zarr(path, consolidated=False).attrs.get("title") == "posterior samples"
+    except (OSError, ValueError, KeyError):
+        return False

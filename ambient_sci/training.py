@@ -1,0 +1,292 @@
+r"""Training: one function that reads top to bottom.
+
+State is counted in images. A run is a folder; running the same command again resumes it, and a run that was killed ends
+with the weights of one that was not: batches, noise levels, noise and hidden rows of a step follow from the seed and the
+number of images seen, and everything else is in the checkpoint.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ambient_sci import em
+from ambient_sci.checkpoint import load_tensors, replacing, save_tensors
+from ambient_sci.config import TrainConfig
+from ambient_sci.datasets.loader import batch_indices, batches
+from ambient_sci.datasets.store import Store, open_store
+from ambient_sci.errors import CheckpointError, ConfigError, DataError, OutputError
+from ambient_sci.measurement import Measurement
+from ambient_sci.objectives import ambient_loss, denoising_loss
+from ambient_sci.prior import Prior, build_denoiser, resolve_device
+from ambient_sci.network import best_precision
+from ambient_sci.schedule import training_levels
+from ambient_sci.seeding import stream
+
+__all__ = ["train"]
+
+# what may differ between a run and its continuation
+CONTINUABLE = {"images", "checkpoint", "out", "device"}
+
+
+def train(config: TrainConfig, network: nn.Module | None = None, progress: bool = True) -> Prior:
+    """Learn a prior from a store of measurements.
+
+    Parameters
+    ----------
+    config
+        Every option; see `TrainConfig`.
+    network
+        A module to train instead of the built-in U-Net: ``network(x, label)`` on real channels.
+    progress
+        Show progress bars.
+
+    Returns
+    -------
+    Prior
+        The prior with averaged weights, as `ambient_sci.load_prior` would load it from ``config.out``.
+
+    Raises
+    ------
+    ConfigError
+        If the run in ``config.out`` was started with other options.
+    DataError
+        If measurements are not finite, or the loss is not.
+    """
+    device = resolve_device(config.device)
+    store = open_store(config.store)
+    run = config.out
+    config = _resolve(config, store, device)
+    started = _start_run(run, config)
+
+    learner: Learner
+    learner = AmbientLearner(config, store) if config.method == "ambient" else ImageLearner(config, store, progress)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        denoiser = build_denoiser(config, store.image_shape, store.is_complex, network).to(device)
+    average = copy.deepcopy(denoiser).eval().requires_grad_(False)
+    optimizer = torch.optim.AdamW(denoiser.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    trained_on = {
+        "store": str(config.store),
+        "fingerprint": store.fingerprint,
+        "operator": store.kind,
+        "scans": len(store),
+        "noise_std": float(store.read(slice(0, 64)).noise_std.max()),
+    }
+    prior = Prior(average, store.image_shape, store.is_complex, config, trained_on, 0)
+    seen = _resume(run, denoiser, average, optimizer, learner) if started else 0
+
+    bar = tqdm(total=config.images, initial=seen, unit="image", desc=f"training ({config.method})", disable=not progress)
+    while seen < config.images:
+        learner.prepare(seen, prior)
+        rate = learning_rate(config, seen)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = learner.loss(denoiser, seen, stream(config.seed, 0, seen)).mean()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(denoiser.parameters(), config.clip)
+        if not bool(torch.isfinite(norm)):
+            raise DataError(
+                f"the loss became {float(loss)} after {seen} images; the last checkpoint is in {run}. "
+                f"Try a learning rate below {config.learning_rate}"
+            )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        before, seen = seen, seen + config.batch
+        _average(average, denoiser, config, seen)
+        bar.update(config.batch)
+        if before // config.checkpoint != seen // config.checkpoint or seen >= config.images:
+            prior = Prior(average, store.image_shape, store.is_complex, config, trained_on, seen)
+            _save(run, prior, denoiser, optimizer, learner, seen)
+        if (before // 512) != (seen // 512) or before == 0:
+            bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+            _log(run, {"images": seen, "loss": loss.item(), "gradient": float(norm), "rate": rate})
+    bar.close()
+    return Prior(average, store.image_shape, store.is_complex, config, trained_on, seen)
+
+
+def learning_rate(config: TrainConfig, seen: int) -> float:
+    """Linear warm-up, then half a cosine down to a twentieth of the peak."""
+    rise = min(1.0, (seen + config.batch) / max(config.warmup, 1))
+    fall = 0.5 * (1 + math.cos(math.pi * min(1.0, seen / config.images)))
+    return config.learning_rate * rise * (0.05 + 0.95 * fall)
+
+
+class Learner(Protocol):
+    """What differs between methods: where batches come from and what is minimised."""
+
+    def prepare(self, seen: int, prior: Prior) -> None:
+        """Do what is due after so many images, before the next step."""
+
+    def loss(self, denoiser: Any, seen: int, generator: torch.Generator) -> Tensor:
+        """Loss of each image of the next batch, ``(batch,)``."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that a checkpoint has to hold."""
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take up the tensors of a checkpoint."""
+
+
+class AmbientLearner:
+    """Learns from measurements directly, by hiding part of them."""
+
+    def __init__(self, config: TrainConfig, store: Store) -> None:
+        self.config, self.store = config, store
+        self._batches: Iterator[Measurement] | None = None
+
+    def prepare(self, seen: int, prior: Prior) -> None:
+        if self._batches is None:
+            self._batches = batches(self.store, self.config.batch, self.config.seed, start=seen)
+
+    def loss(self, denoiser: Any, seen: int, generator: torch.Generator) -> Tensor:
+        assert self._batches is not None
+        m = next(self._batches)
+        m = dataclasses.replace(m, y=_turn(m.y, generator)).to(next(denoiser.parameters()).device)
+        sigma = training_levels(len(m), denoiser.sigma_data, generator).to(m.y.device)
+        return ambient_loss(denoiser, m, sigma, self.config.thinning, generator)
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        pass
+
+
+class ImageLearner:
+    """Learns from images: references (``oracle``), or posterior samples that are drawn anew lap by lap (``em``)."""
+
+    def __init__(self, config: TrainConfig, store: Store, progress: bool) -> None:
+        self.config, self.store, self.progress = config, store, progress
+        self.laps = em.lap_starts(config) if config.method == "em" else []
+        self.drawn = 0
+        self.images: Tensor | None = None
+        self._order: Iterator[Any] | None = None
+
+    def prepare(self, seen: int, prior: Prior) -> None:
+        if self.images is None:
+            oracle = self.config.method == "oracle"
+            self.images = _references(self.store) if oracle else em.starting_images(self.store, self.progress)
+        if self.drawn < len(self.laps) and seen >= self.laps[self.drawn]:
+            self.images = em.posterior_images(prior, self.store, self.drawn, self.progress)
+            self.drawn += 1
+        if self._order is None:
+            self._order = batch_indices(len(self.store), self.config.batch, self.config.seed, start=seen)
+
+    def loss(self, denoiser: Any, seen: int, generator: torch.Generator) -> Tensor:
+        assert self.images is not None
+        assert self._order is not None
+        images = _turn(self.images[torch.from_numpy(next(self._order))], generator)
+        images = images.to(next(denoiser.parameters()).device)
+        sigma = training_levels(len(images), denoiser.sigma_data, generator).to(images.device)
+        return denoising_loss(denoiser, images, sigma, denoiser.sigma_data, generator)
+
+    def state(self) -> dict[str, Tensor]:
+        # references are read again from the store; what was drawn cannot be
+        if self.config.method == "oracle" or self.images is None:
+            return {}
+        return {"images": self.images, "drawn": torch.tensor(self.drawn)}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        if state:
+            self.images, self.drawn = state["images"], int(state["drawn"])
+
+
+def _turn(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Turn the global phase of each complex scan at random: it is arbitrary, and commutes with every operator."""
+    if not values.is_complex():
+        return values
+    angle = 2 * math.pi * torch.rand(len(values), *[1] * (values.ndim - 1), generator=generator)
+    return values * torch.polar(torch.ones_like(angle), angle).to(values.device)
+
+
+def _references(store: Store) -> Tensor:
+    everything = store.references(slice(None))
+    scale = torch.from_numpy(store.scale).to(everything.real.dtype)
+    return everything / scale.reshape(-1, *[1] * (everything.ndim - 1))
+
+
+def _resolve(config: TrainConfig, store: Store, device: torch.device) -> TrainConfig:
+    """Fill in what the configuration leaves to the machine and to the data."""
+    update: dict[str, Any] = {}
+    if config.precision == "auto":
+        update["precision"] = best_precision(device)
+    if config.sigma_data is None:
+        some = store.read(slice(0, 64))
+        image = some.operator.adjoint(some.y)
+        update["sigma_data"] = round(float(torch.view_as_real(image).std() if image.is_complex() else image.std()), 4)
+    return config.model_copy(update=update)
+
+
+def _start_run(run: Path, config: TrainConfig) -> bool:
+    """Make the run's folder, or check that it continues the same run. Returns whether there is something to resume."""
+    path = run / "config.json"
+    if path.exists():
+        old = TrainConfig.from_json(path.read_text()).model_dump()
+        changed = [k for k, v in config.model_dump().items() if k not in CONTINUABLE and str(old[k]) != str(v)]
+        if changed:
+            text = ", ".join(f"{k} (was {old[k]}, now {getattr(config, k)})" for k in changed)
+            raise ConfigError(f"the run in {run} was started with other options: {text}; give another --out, or the same options")
+    elif run.exists() and any(run.iterdir()):
+        raise OutputError(f"{run} exists and is not a run; choose another folder for the run")
+    with replacing(path) as partial:
+        partial.write_text(config.model_dump_json(indent=2) + "\n")
+    return (run / "checkpoint.safetensors").exists()
+
+
+def _average(average: nn.Module, denoiser: nn.Module, config: TrainConfig, seen: int) -> None:
+    """Exponential moving average of the weights, shorter at the beginning so that the first steps are forgotten."""
+    keep = 0.5 ** (config.batch / min(config.ema, max(seen / 4, 1)))
+    with torch.no_grad():
+        for a, b in zip(average.parameters(), denoiser.parameters(), strict=True):
+            a.lerp_(b, 1 - keep)
+        for a, b in zip(average.buffers(), denoiser.buffers(), strict=True):
+            a.copy_(b)
+
+
+def _save(
+    run: Path, prior: Prior, denoiser: nn.Module, optimizer: torch.optim.Optimizer, learner: Learner, seen: int
+) -> None:
+    parts = {"net": denoiser.state_dict(), "ema": prior.denoiser.state_dict(), "learner": learner.state()}
+    tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+    for number, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
+    save_tensors(run / "checkpoint.safetensors", tensors, {"seen": seen})
+    prior.save(run / "prior.safetensors")
+
+
+def _resume(
+    run: Path, denoiser: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, learner: Learner
+) -> int:
+    tensors, header = load_tensors(run / "checkpoint.safetensors")
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+    try:
+        denoiser.load_state_dict(part("net."))
+        average.load_state_dict(part("ema."))
+        learner.load(part("learner."))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in part("optimizer.").items():
+            number, field = name.split(".")
+            state.setdefault(int(number), {})[field] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        return int(header["seen"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        text = str(error).splitlines()[0]
+        raise CheckpointError(f"the checkpoint in {run} does not fit the network of its options: {text}") from error
+
+
+def _log(run: Path, record: dict[str, Any]) -> None:
+    """Append a record to ``log.jsonl``; a log that cannot be written is not worth stopping for."""
+    with contextlib.suppress(OSError), (run / "log.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")

@@ -1,0 +1,29 @@
+"""Data sets: stores of measured scans, and the ways into them.
+
+`ambient_sci.datasets.schema` has the names and dimensions of a store, `open_store` reads one, `StoreWriter` writes one;
+`simulate` measures images, `import_array` brings in k-space that was measured, `batches` draws from a store to train.
+"""
+
+if __name__ != "ambient_sci.datasets":  # found as a top-level name from the repository root
+    raise ImportError("import this package as ambient_sci.datasets")
+
+from ambient_sci.datasets.describe import Description, describe
+from ambient_sci.datasets.importers import import_array
+from ambient_sci.datasets.loader import batches
+from ambient_sci.datasets.readers import read_images
+from ambient_sci.datasets.simulate import estimate_scale, simulate
+from ambient_sci.datasets.store import Store, open_store
+from ambient_sci.datasets.writer import StoreWriter
+
+__all__ = [
+    "Description",
+    "Store",
+    "StoreWriter",
+    "batches",
+    "describe",
+    "estimate_scale",
+    "import_array",
+    "open_store",
+    "read_images",
+    "simulate",
+]

@@ -1,0 +1,152 @@
+"""Containers: named, chunked, checksummed arrays in a Zarr v3 folder or in an HDF5 file.
+
+`ambient_sci.datasets.zarr_container` and `ambient_sci.datasets.hdf5_container` have the same few verbs, and know
+nothing of what the arrays mean. Arrays grow along their first axis, the scans; ``block`` scans are written together and
+``chunk`` scans are compressed together. Damage is found when a scan is read: Zarr chunks end with a CRC32C, HDF5 chunks
+with a Fletcher-32 sum, and what was never written or is lost reads as NaN (an integer as the least of its type), which
+no measurement is.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ambient_sci.errors import StoreError
+
+__all__ = ["FAULTS", "Array", "ArrayInfo", "Container", "brief", "container_type", "fill_value"]
+
+Array = NDArray[Any]
+FAULTS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+)  # what decoders raise on damaged bytes
+
+
+@dataclass(frozen=True)
+class ArrayInfo:
+    """Shape, type, dimensions and attributes of an array that has not been read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    dims: tuple[str, ...]
+    attributes: dict[str, Any]
+
+
+class Container(ABC):
+    """Named arrays in a file or folder; a name may have a group, as in ``"reference/image"``."""
+
+    is_folder: ClassVar[bool]
+    path: Path
+
+    @abstractmethod
+    def __init__(self, path: Path, mode: str = "r") -> None: ...
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Names of the arrays of the root group."""
+
+    @abstractmethod
+    def has(self, name: str) -> bool:
+        """Whether there is an array of that name."""
+
+    @abstractmethod
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of the root group."""
+
+    @abstractmethod
+    def info(self, name: str) -> ArrayInfo:
+        """Describe an array."""
+
+    @abstractmethod
+    def _read(self, name: str, rows: slice) -> Array: ...
+
+    @abstractmethod
+    def create(
+        self, name: str, shape: Sequence[int], dtype: np.dtype[Any], dims: Sequence[str], chunk: int, block: int,
+        attributes: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        """Make an array without rows; ``shape`` is that of one row."""
+
+    @abstractmethod
+    def append(self, name: str, rows: Array) -> None:
+        """Write further rows of an array."""
+
+    @abstractmethod
+    def finish(self, attributes: Mapping[str, Any]) -> None:
+        """Write the attributes of the root group, and what other programs need to open the container."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close files; the container is not used any more."""
+
+    def read(self, name: str, rows: NDArray[np.int64] | None = None) -> Array:
+        """Read rows of an array in the order given, or all of it.
+
+        Raises
+        ------
+        StoreError
+            If chunks are damaged, naming the rows.
+        """
+        if rows is None:
+            try:
+                return self._whole(name, slice(None))
+            except FAULTS as error:
+                raise self._damage(name, error) from error
+        # each scan once, neighbours together: far faster than the libraries' own selection of single rows
+        ordered, inverse = np.unique(rows, return_inverse=True)
+        parts = []
+        for run in np.split(ordered, np.flatnonzero(np.diff(ordered) != 1) + 1):
+            try:
+                parts.append(self._whole(name, slice(int(run[0]), int(run[-1]) + 1)))
+            except FAULTS as error:
+                raise self._damage(f"{name} of scan {self._first_damaged(name, run)}", error) from error
+        return np.concatenate(parts)[inverse]
+
+    def _whole(self, name: str, rows: slice) -> Array:
+        values = self._read(name, rows)
+        if values.dtype.kind == "i" and (values == fill_value(values.dtype)).any():
+            raise ValueError("its chunk is lost")
+        return values
+
+    def _first_damaged(self, name: str, run: NDArray[np.int64]) -> int:
+        for row in run.tolist():
+            try:
+                self._whole(name, slice(row, row + 1))
+            except FAULTS:
+                return int(row)
+        return int(run[0])
+
+    def _damage(self, what: str, error: BaseException) -> StoreError:
+        return StoreError(f"{self.path} is damaged: {what} cannot be read ({brief(error)})")
+
+
+def brief(error: BaseException) -> str:
+    """First line of an error's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def fill_value(dtype: np.dtype[Any]) -> Any:
+    """Return what an array holds where its chunk is lost: a value that is never written."""
+    if dtype.kind in "fc":
+        return dtype.type(np.nan)
+    return dtype.type(np.iinfo(dtype).min if dtype.kind == "i" else 0)
+
+
+def container_type(path: Path) -> type[Container]:
+    """Return the container that a path means: HDF5 for the endings .h5 and .hdf5, a Zarr folder for any other."""
+    if path.suffix.lower() in (".h5", ".hdf5"):
+        from ambient_sci.datasets.hdf5_container import HDF5Container
+
+        return HDF5Container
+    from ambient_sci.datasets.zarr_container import ZarrContainer
+
+    return ZarrContainer

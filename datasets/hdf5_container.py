@@ -1,0 +1,171 @@
+"""HDF5 containers: a file of arrays with netCDF dimensions, as `ambient_sci.datasets.containers` wants them.
+
+Chunks are compressed by gzip after shuffling bytes, with Fletcher-32 sums. Dimensions are HDF5 dimension scales as
+netCDF writes them, in each group its own.
+
+The HDF5 library does not survive a full disk: with its own file driver a failed write makes the process crash when the
+file is closed. Files are therefore written through `_CarefulFile`, which keeps the first error to itself until HDF5 is
+done with its call.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ambient_sci.datasets.containers import FAULTS, Array, ArrayInfo, Container, brief, fill_value
+from ambient_sci.errors import StoreError
+
+__all__ = ["HDF5Container"]
+
+_NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable."
+
+
+class _CarefulFile(io.FileIO):
+    """A file whose failed writes are remembered in ``error`` instead of raised; what they hold reads as zeros."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        view = memoryview(data).cast("B")
+        start = self.tell()
+        done = 0
+        try:
+            while self.error is None and done < len(view):
+                done += super().write(view[done:])
+        except OSError as error:
+            self.error = error
+        if self.error is not None:
+            with suppress(OSError):
+                self.truncate(max(start + len(view), self.seek(0, io.SEEK_END)))
+            self.seek(start + len(view))
+        return len(view)
+
+
+class HDF5Container(Container):
+    """An HDF5 file."""
+
+    is_folder = False
+
+    def __init__(self, path: Path, mode: str = "r") -> None:
+        import h5py
+
+        self.path = path
+        self._dims: dict[str, tuple[str, ...]] = {}
+        self._output: _CarefulFile | None = None
+        if mode != "r":
+            self._output = _CarefulFile(path, "w+")
+            self._file = h5py.File(self._output, mode)
+            return
+        try:
+            self._file = h5py.File(path, mode)
+        except FAULTS as error:
+            raise StoreError(
+                f"{path} is not a store: no readable HDF5 file, or a truncated one ({brief(error)})"
+            ) from error
+
+    def _array(self, name: str) -> Any:
+        return self._file[name]
+
+    def names(self) -> list[str]:  # noqa: D102
+        import h5py
+
+        def variable(value: Any) -> bool:
+            label = value.attrs.get("NAME", b"")
+            label = label.decode() if isinstance(label, bytes) else str(label)
+            return isinstance(value, h5py.Dataset) and not label.startswith(_NO_VARIABLE)
+
+        try:
+            return sorted(name for name, value in self._file.items() if variable(value))
+        except FAULTS as error:
+            raise StoreError(f"{self.path} is damaged: its arrays cannot be listed ({brief(error)})") from error
+
+    def has(self, name: str) -> bool:  # noqa: D102
+        return name in self._file
+
+    def attributes(self) -> dict[str, Any]:  # noqa: D102
+        return {name: _plain(value) for name, value in self._file.attrs.items()}
+
+    def info(self, name: str) -> ArrayInfo:  # noqa: D102
+        try:
+            array = self._array(name)
+            dims = tuple(scales[0].name.rpartition("/")[2] if len(scales) else "" for scales in array.dims)
+            if array.is_scale:
+                dims = (name,)
+            dtype = np.dtype(np.str_) if array.dtype.kind == "O" else array.dtype
+            hidden = ("DIMENSION_LIST", "REFERENCE_LIST", "CLASS", "NAME", "_Netcdf4Dimid", "_Netcdf4Coordinates")
+            attributes = {key: _plain(value) for key, value in array.attrs.items() if key not in hidden}
+            return ArrayInfo(tuple(array.shape), dtype, dims, attributes)
+        except FAULTS as error:
+            raise StoreError(f"{self.path} is damaged: {name} is no array ({brief(error)})") from error
+
+    def _read(self, name: str, rows: slice) -> Array:
+        array = self._array(name)
+        return np.asarray(array.asstr()[rows] if array.dtype.kind == "O" else array[rows])
+
+    def create(  # noqa: D102
+        self, name: str, shape: Sequence[int], dtype: np.dtype[Any], dims: Sequence[str], chunk: int, block: int,
+        attributes: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        import h5py
+
+        options: dict[str, Any] = {"dtype": h5py.string_dtype()}
+        if dtype.kind != "U":
+            options = {
+                "dtype": dtype,
+                "compression": "gzip",
+                "compression_opts": 1,
+                "shuffle": True,
+                "fletcher32": True,
+            }
+            options["fillvalue"] = fill_value(dtype)
+        array = self._file.create_dataset(
+            name, shape=(0, *shape), maxshape=(None, *shape), chunks=(chunk, *shape), **options
+        )
+        array.attrs.update(attributes)
+        self._dims[name] = tuple(dims)
+
+    def append(self, name: str, rows: Array) -> None:  # noqa: D102
+        array = self._array(name)
+        start = array.shape[0]
+        array.resize(start + len(rows), axis=0)
+        array[start:] = rows.astype(object) if rows.dtype.kind == "U" else rows
+        self._raise_error()
+
+    def _raise_error(self) -> None:
+        if self._output is not None and self._output.error is not None:
+            raise self._output.error
+
+    def finish(self, attributes: Mapping[str, Any]) -> None:  # noqa: D102
+        for name, dims in self._dims.items():
+            array = self._array(name)
+            for axis, dim in enumerate(dims):
+                scale = self._scale(array.parent, dim, array.shape[axis])
+                if scale != array:
+                    array.dims[axis].attach_scale(scale)
+        self._file.attrs.update(attributes)
+        self._file.flush()
+        self._raise_error()
+
+    def _scale(self, group: Any, dim: str, size: int) -> Any:
+        # every group has its own dimensions, so that one can be deleted without a trace in the other
+        if dim not in group:
+            group.create_dataset(dim, shape=(size,), dtype=">f4", fillvalue=0).make_scale(f"{_NO_VARIABLE}{size:10d}")
+        elif not group[dim].is_scale:
+            group[dim].make_scale(dim)
+        return group[dim]
+
+    def close(self) -> None:  # noqa: D102
+        self._file.close()
+        if self._output is not None:
+            self._output.close()
+            self._raise_error()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode()
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

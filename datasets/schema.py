@@ -1,0 +1,172 @@
+r"""Schema of a store: the names, dimensions and units of everything in it.
+
+A store is one Zarr v3 folder or one HDF5 file with the same names in both, which xarray opens as it is. ``*`` stands
+for the dimensions of one measurement, which are
+
+=========  =============================  ==========================
+operator   dimensions of one measurement  dimensions of one image
+=========  =============================  ==========================
+sense      coil, [z,] [y,] x              channel, [z,] [y,] x
+fourier    channel, [z,] [y,] x           channel, [z,] [y,] x
+mask       channel, [z,] [y,] x           channel, [z,] [y,] x
+identity   channel, [z,] [y,] x           channel, [z,] [y,] x
+gaussian   row                            channel, [z,] [y,] x
+others     measurement_1, ...             channel, [z,] [y,] x
+=========  =============================  ==========================
+
+Arrays of the root group:
+
+======================  ==========================  =========================================================
+``measurement``         (scan, \*)                  measured values in the instrument's units, zeros where
+                                                    nothing was measured; float or complex, never NaN
+``noise_std``           (scan,) or (scan, \*)       standard deviation of each real component, same units
+``scale``               (scan,)                     what to divide a scan by to bring its image to about unit
+                                                    range, found from the measurement alone; same units
+``operator_<name>``     (scan, ...)                 one parameter of the operator: ``operator_mask``,
+                                                    ``operator_maps``, ``operator_seed``; without units
+``scan``                (scan,)                     number of the scan, from zero
+``<coordinate>``        (scan,)                     what else is known of a scan: ``subject``, ``slice``, ...;
+                                                    integers, floats or strings
+======================  ==========================  =========================================================
+
+Axes of size one along which a parameter does not depend are left out of the store, so that a mask of phase-encoding
+columns is ``operator_mask (scan, x)``. The attribute ``layout`` of such an array keeps them: ``"scan 1 1 x"``.
+
+The group ``reference``, which only simulations have, holds ``image (scan, channel, ...)``: what was measured, in the
+units of the measurement. Nothing that trains opens it, and a store without it is complete.
+
+Attributes of the root group: ``schema`` (``"ambient-sci"``), ``schema_version``, ``operator`` (its kind),
+``operator_settings`` (JSON), ``image_shape`` (channel and spatial sizes), ``coordinates`` (their names, separated by
+spaces, as the CF conventions have it) and ``provenance`` (JSON: package version, how the scans came about, arguments,
+seed). Every array has ``long_name`` and ``units``.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ambient_sci.errors import StoreError
+
+__all__ = [
+    "REFERENCE",
+    "RESERVED",
+    "SCHEMA",
+    "SCHEMA_VERSION",
+    "check_attributes",
+    "describe_array",
+    "full_shape",
+    "image_dims",
+    "layout",
+    "measurement_dims",
+    "stored_dims",
+]
+
+SCHEMA = "ambient-sci"
+SCHEMA_VERSION = 1
+REFERENCE = "reference/image"
+REQUIRED = ("measurement", "noise_std", "scale", "scan")
+RESERVED = (*REQUIRED, "reference", "channel", "coil", "row", "z", "y", "x")
+
+_LONG_NAMES = {
+    "measurement": "measured values, zeros where nothing was measured",
+    "noise_std": "standard deviation of the noise in each real component",
+    "scale": "intensity that brings the image of a scan to about unit range",
+    "scan": "number of the scan in this store",
+    "reference/scan": "number of the scan in this store",
+    REFERENCE: "image that was measured in a simulation",
+}
+_SPATIAL = ("z", "y", "x")
+
+
+def spatial_dims(ndim: int) -> list[str]:
+    """Names of the spatial axes, the last of which is ``x``."""
+    return list(_SPATIAL[3 - ndim :]) if ndim <= 3 else [f"axis_{axis}" for axis in range(ndim)]
+
+
+def image_dims(ndim: int) -> list[str]:
+    """Dimensions of images with ``ndim`` axes, the scan axis included."""
+    return ["scan", "channel", *spatial_dims(ndim - 2)]
+
+
+def measurement_dims(kind: str, ndim: int) -> list[str]:
+    """Dimensions of measurements with ``ndim`` axes by an operator of one kind, the scan axis included."""
+    if kind == "sense":
+        return ["scan", "coil", *spatial_dims(ndim - 2)]
+    if kind in ("fourier", "mask", "identity"):
+        return image_dims(ndim)
+    if kind == "gaussian":
+        return ["scan", "row"]
+    return ["scan", *(f"measurement_{axis}" for axis in range(1, ndim))]
+
+
+def layout(name: str, shape: Sequence[int], dims: Sequence[str], sizes: Sequence[int]) -> list[str]:
+    """Dimensions of an array that goes with a measurement; ``"1"`` for an axis that the store leaves out.
+
+    Parameters
+    ----------
+    name
+        Name of the array, after which axes that are the measurement's are not named.
+    shape
+        Its shape, the scan axis first.
+    dims, sizes
+        Dimensions and shape of the measurement.
+    """
+    if len(shape) == 1:
+        return ["scan"]
+    alike = len(shape) == len(sizes)
+    result = ["scan"]
+    for axis, size in enumerate(shape[1:], start=1):
+        if alike and size == sizes[axis]:
+            result.append(dims[axis])
+        else:
+            result.append("1" if size == 1 else f"{name}_{axis}")
+    return result
+
+
+def stored_dims(every: Sequence[str]) -> list[str]:
+    """Dimensions of the array as it is stored."""
+    return [dim for dim in every if dim != "1"]
+
+
+def full_shape(every: Sequence[str], stored: Sequence[int]) -> tuple[int, ...]:
+    """Shape of the array as the operator wants it, from its layout and the shape that is stored."""
+    sizes = iter(stored)
+    return tuple(1 if dim == "1" else next(sizes) for dim in every)
+
+
+def describe_array(name: str) -> dict[str, str]:
+    """Attributes ``long_name`` and ``units`` of an array."""
+    if name.startswith("operator_"):
+        return {"long_name": f"operator parameter {name.removeprefix('operator_')}", "units": "1"}
+    units = "arbitrary" if name in ("measurement", "noise_std", "scale", REFERENCE) else "1"
+    return {"long_name": _LONG_NAMES.get(name, name), "units": units}
+
+
+def check_attributes(path: object, attributes: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Check a root group's attributes and names, and return the attributes decoded.
+
+    Raises
+    ------
+    StoreError
+        With one line that names what is wrong and what would be right.
+    """
+    if attributes.get("schema") != SCHEMA:
+        raise StoreError(f"{path} is not an ambient-sci store: its attribute 'schema' is not {SCHEMA!r}")
+    version = attributes.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise StoreError(
+            f"{path} has schema version {version}, this version of ambient-sci reads {SCHEMA_VERSION}; "
+            f"write the store again, or install the version of ambient-sci that wrote it"
+        )
+    missing = [name for name in REQUIRED if name not in names]
+    if missing:
+        raise StoreError(f"{path} lacks the array {', '.join(map(repr, missing))}; it has {', '.join(sorted(names))}")
+    decoded = dict(attributes)
+    try:
+        decoded["operator_settings"] = json.loads(attributes["operator_settings"])
+        decoded["provenance"] = json.loads(attributes.get("provenance", "{}"))
+        decoded["image_shape"] = [int(size) for size in attributes["image_shape"]]
+        decoded["operator"] = str(attributes["operator"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise StoreError(f"{path} has damaged attributes: {type(error).__name__} {error}") from error
+    return decoded
