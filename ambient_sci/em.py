@@ -25,6 +25,8 @@ from ambient_sci.prior import Prior
 __all__ = ["lap_starts", "posterior_images", "starting_images"]
 
 CHUNK = 64
+WAVELET = "haar"  # with shifted grids it leaves the least error of the orthogonal wavelets, close to total variation
+REGULARISATIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # for images of unit range
 
 
 def lap_starts(config: TrainConfig) -> list[int]:
@@ -38,8 +40,9 @@ def lap_starts(config: TrainConfig) -> list[int]:
 
 def starting_images(store: Store, progress: bool) -> Tensor:
     """L1-wavelet reconstructions of every scan, ``(scan, channel, *spatial)``, in normalised units."""
-    lam = tune_held_out(l1_wavelet_batch, store.read(slice(0, 16)))
-    return _every_scan(store, lambda m: l1_wavelet_batch(m, lam), "L1-wavelet reconstructions to start from", progress)
+    some = store.read(slice(0, 16))
+    lam = tune_held_out(lambda m, lam: l1_wavelet_batch(m, lam, wavelet=WAVELET), some, REGULARISATIONS)
+    return _every_scan(store, lambda m: l1_wavelet_batch(m, lam, wavelet=WAVELET), "L1-wavelet reconstructions to start from", progress)
 
 
 def posterior_images(prior: Prior, store: Store, lap: int, progress: bool) -> Tensor:

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 import ambient_sci
 from ambient_sci.datasets.store import Indices, Store, open_store
-from ambient_sci.errors import ConfigError, OutputError
+from ambient_sci.errors import ConfigError, NotFoundError, OutputError, StoreError
 from ambient_sci.posterior.draw import PosteriorMethod, draw_posterior
 from ambient_sci.prior import Prior, load_prior
 from ambient_sci.sample import Solver
@@ -35,9 +35,10 @@ from ambient_sci.sample import Solver
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["INTERVAL", "reconstruct", "summarise"]
+__all__ = ["INTERVAL", "open_reconstruction", "reconstruct", "scan_coords", "summarise"]
 
 INTERVAL = 0.9
+TITLE = "posterior samples"
 
 
 def reconstruct(
@@ -140,13 +141,19 @@ def _dataset(drawn: Tensor, index: NDArray[Any], store: Store, attrs: dict[str, 
     axes = ("channel", *("z", "y", "x")[-(drawn.ndim - 3) :])
     variables: dict[str, Any] = {"sample": (("scan", "draw", *axes), drawn.numpy())}
     variables |= {name: (("scan", *axes), value.numpy()) for name, value in summarise(drawn).items()}
-    coords = {name: ("scan", values[index]) for name, values in store.coords.items() if name != "scan"}
-    return xarray.Dataset(variables, {"scan": index, **coords}, attrs)
+    return xarray.Dataset(variables, scan_coords(store, index), attrs)
+
+
+def scan_coords(store: Store, index: NDArray[Any]) -> dict[str, Any]:
+    """Coordinates of some scans, for a Dataset; text as objects, for which Zarr has a stable type."""
+    chosen = {name: values[index] for name, values in store.coords.items()}
+    text = {name: values.astype(object) if values.dtype.kind in "SU" else values for name, values in chosen.items()}
+    return {name: ("scan", values) for name, values in text.items()} | {"scan": index}
 
 
 def _provenance(prior: Prior, store: Store, samples: int, options: dict[str, Any]) -> dict[str, Any]:
     return {
-        "title": "posterior samples",
+        "title": TITLE,
         "ambient_sci_version": ambient_sci.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "prior": prior.fingerprint(),
@@ -168,8 +175,8 @@ class _Writer:
         self.path = path
         if path.exists() and not overwrite:
             raise OutputError(f"{path} already exists; choose another path or pass --overwrite")
-        if path.exists() and not _is_ours(path):
-            raise OutputError(f"{path} is not a reconstruction: it will not be replaced")
+        if path.exists():
+            open_reconstruction(path)  # nothing else is ever replaced
         self.partial = path.with_name(f".{path.name}.partial")
         shutil.rmtree(self.partial, ignore_errors=True)
         self.started = False
@@ -195,10 +202,22 @@ class _Writer:
         shutil.rmtree(self.partial, ignore_errors=True)
 
 
-def _is_ours(path: Path) -> bool:
+def open_reconstruction(path: Path | str) -> "xarray.Dataset":
+    """Open what `reconstruct` wrote.
+
+    Raises
+    ------
+    NotFoundError, StoreError
+        If there is nothing at ``path``, or something else.
+    """
     import xarray
 
+    if not Path(path).exists():
+        raise NotFoundError(f"no reconstruction at {path}")
     try:
-        return xarray.open_zarr(path, consolidated=False).attrs.get("title") == "posterior samples"
-    except (OSError, ValueError, KeyError):
-        return False
+        dataset = xarray.open_zarr(path, consolidated=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise StoreError(f"{path} is not a reconstruction: {str(error).splitlines()[0]}") from error
+    if dataset.attrs.get("title") != TITLE:
+        raise StoreError(f"{path} is not a reconstruction; `ambient-sci reconstruct` writes one")
+    return dataset

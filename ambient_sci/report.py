@@ -7,6 +7,7 @@ every text is escaped.
 
 import base64
 import io
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -52,15 +53,16 @@ th[scope="row"] { font-weight: 500; }
 .pairs td { overflow-wrap: anywhere; font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
   font-size: 0.85rem; white-space: pre-wrap; }
 figure { margin: 0 0 2.2rem; }
-figure img { display: block; max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
-  border-radius: 6px; padding: 0.5rem; }
+.frame { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; background: #fff; padding: 0.5rem;
+  width: fit-content; max-width: 100%; }
+.frame img { display: block; max-width: 100%; height: auto; }
 figcaption { color: var(--muted); font-size: 0.9rem; margin-top: 0.6rem; max-width: 46rem; }
 .note { color: var(--muted); font-size: 0.85rem; margin-top: 0.6rem; }
 @media (max-width: 36rem) { body { font-size: 16px; } .pairs th { width: 40%; }
-  th, td { padding-right: 0.9rem; } }
+  th, td { padding-right: 0.9rem; } .wide img { max-width: none; width: 44rem; } }
 @media print { :root { --ink: #000; --muted: #444; --paper: #fff; --line: #bbb; --accent: #000; --warn-paper: #fff; }
   body { font-size: 10.5pt; } main { max-width: none; padding: 0; } h2 { margin-top: 1.6rem; break-after: avoid; }
-  figure, tr, .warnings { break-inside: avoid; } figure img { max-height: 24cm; } }
+  figure, tr, .warnings { break-inside: avoid; } .frame img { max-height: 22cm; object-fit: contain; } }
 """
 
 
@@ -87,7 +89,7 @@ def write_report(
         Paragraphs of plain text.
     rows
         Rows of the table of results, each a mapping of column title to value; the first column names the row.
-        Numbers are shown with four significant digits, other values as text.
+        Numbers of a column are shown with as many decimals as give its largest four digits.
     figures
         Captions with figures: matplotlib figures, or the bytes of a PNG, JPEG or SVG image. The first sentence of a
         caption is what a screen reader says for the image.
@@ -131,9 +133,8 @@ def write_report(
     page = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(body)
-        + "\n</main>\n</body>\n</html>\n"
+        f'<title>{escape(title)}</title>\n<link rel="icon" href="data:,">\n'
+        f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n" + "\n".join(body) + "\n</main>\n</body>\n</html>\n"
     )
     return _write(Path(path), page)
 
@@ -152,13 +153,16 @@ def _results(rows: Sequence[Mapping[str, Any]], best: Mapping[str, str]) -> str:
         numbers = [row[column] for row in rows if isinstance(row.get(column), int | float)]
         if numbers:
             winners[column] = min(numbers) if sense == "min" else max(numbers)
+    digits = {column: _decimals([row[column] for row in rows]) for column in columns}
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     lines = []
     for row in rows:
         cells = [f'<th scope="row">{escape(_text(row[columns[0]]))}</th>']
         for column in columns[1:]:
             mark = ' class="best"' if column in winners and row[column] == winners[column] else ""
-            cells.append(f"<td{mark}>{escape(_text(row[column]))}</td>")
+            value = row[column]
+            text = f"{value:.{digits[column]}f}" if isinstance(value, float) else _text(value)
+            cells.append(f"<td{mark}>{escape(text)}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
     note = f'<p class="note">Bold: best of its column ({escape(", ".join(winners))}).</p>' if winners else ""
     return (
@@ -167,8 +171,16 @@ def _results(rows: Sequence[Mapping[str, Any]], best: Mapping[str, str]) -> str:
     )
 
 
+def _decimals(values: Sequence[Any]) -> int:
+    largest = max((abs(value) for value in values if isinstance(value, float) and math.isfinite(value)), default=0.0)
+    return max(3 - math.floor(math.log10(largest)), 0) if largest > 0 else 0
+
+
 def _figure(number: int, caption: str, image: "Figure | bytes") -> str:
+    width, wide = "", ""
     if not isinstance(image, bytes):
+        pixels = round(110 * image.get_figwidth())
+        width, wide = f' width="{pixels}"', ' class="wide"' if pixels > 700 else ""
         buffer = io.BytesIO()
         image.savefig(buffer, format="png", metadata={"Software": None})
         image = buffer.getvalue()
@@ -183,8 +195,10 @@ def _figure(number: int, caption: str, image: "Figure | bytes") -> str:
         raise DataError(f"figure {number} must be a matplotlib figure or PNG, JPEG or SVG bytes, got {image[:8]!r}")
     spoken = caption.split(". ")[0].rstrip(".")
     data = base64.b64encode(image).decode()
+    focus = ' tabindex="0"' if wide else ""  # it may scroll, and must do so from the keyboard too
+    source = f"data:image/{kind};base64,{data}"
     return (
-        f'<figure><img src="data:image/{kind};base64,{data}" alt="{escape(spoken)}">'
+        f'<figure{wide}><div class="frame"{focus}><img{width} src="{source}" alt="{escape(spoken)}"></div>'
         f"<figcaption><b>Figure {number}.</b> {escape(caption)}</figcaption></figure>\n"
     )
 

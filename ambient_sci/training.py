@@ -33,6 +33,7 @@ from ambient_sci.seeding import stream
 
 __all__ = ["train"]
 
+LOG_EVERY = 512  # images
 # what may differ between a run and its continuation
 CONTINUABLE = {"images", "checkpoint", "out", "device"}
 
@@ -84,6 +85,7 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
     prior = Prior(average, store.image_shape, store.is_complex, config, trained_on, 0)
     seen = _resume(run, denoiser, average, optimizer, learner) if started else 0
 
+    losses: list[Tensor] = []
     bar = tqdm(total=config.images, initial=seen, unit="image", desc=f"training ({config.method})", disable=not progress)
     while seen < config.images:
         learner.prepare(seen, prior)
@@ -95,7 +97,7 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
         norm = nn.utils.clip_grad_norm_(denoiser.parameters(), config.clip)
         if not bool(torch.isfinite(norm)):
             raise DataError(
-                f"the loss became {float(loss)} after {seen} images; the last checkpoint is in {run}. "
+                f"the loss became {float(loss.detach())} after {seen} images; the last checkpoint is in {run}. "
                 f"Try a learning rate below {config.learning_rate}"
             )
         optimizer.step()
@@ -106,9 +108,12 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
         if before // config.checkpoint != seen // config.checkpoint or seen >= config.images:
             prior = Prior(average, store.image_shape, store.is_complex, config, trained_on, seen)
             _save(run, prior, denoiser, optimizer, learner, seen)
-        if (before // 512) != (seen // 512) or before == 0:
-            bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-            _log(run, {"images": seen, "loss": loss.item(), "gradient": float(norm), "rate": rate})
+        losses.append(loss.detach())
+        if before // LOG_EVERY != seen // LOG_EVERY or before == 0 or seen >= config.images:
+            mean = float(torch.stack(losses).mean())
+            bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+            _log(run, {"images": seen, "loss": mean, "gradient": float(norm), "rate": rate})
+            losses = []
     bar.close()
     return Prior(average, store.image_shape, store.is_complex, config, trained_on, seen)
 

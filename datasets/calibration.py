@@ -31,18 +31,20 @@ def sampled(kspace: NDArray[np.complexfloating]) -> NDArray[np.bool_]:
 def calibration_width(mask: NDArray[np.bool_]) -> int:
     """Width of the largest fully measured centred block, counted as an operator's ``calibration``.
 
-    Axes that are measured in full everywhere do not limit it; a mask that is measured in full has the size of its
-    largest axis.
+    Axes along which sampling does not vary do not limit it, unless it varies along none.
     """
-    widths = []
-    for width in range(1, max(mask.shape) + 1):
-        block = tuple(
-            slice(max(0, size // 2 - width // 2), min(size, size // 2 - width // 2 + width)) for size in mask.shape
-        )
-        if not mask[block].all():
-            break
-        widths.append(width)
-    return max(widths, default=0)
+    varying = [axis for axis in range(mask.ndim) if (mask != mask.take([0], axis)).any()]
+    most = min(mask.shape[axis] for axis in varying or range(mask.ndim))
+    width = 0
+    while width < most and mask[_centre(mask.shape, width + 1)].all():
+        width += 1
+    return width
+
+
+def _centre(shape: tuple[int, ...], width: int) -> tuple[slice, ...]:
+    """Block of ``width`` about the centre ``size // 2``, cut off at the edges."""
+    starts = [size // 2 - width // 2 for size in shape]
+    return tuple(slice(max(0, start), start + width) for start in starts)
 
 
 def estimate_maps(kspace: NDArray[np.complexfloating], calibration: int, crop: float = 0.95) -> NDArray[np.complex64]:
@@ -94,7 +96,7 @@ def estimate_maps(kspace: NDArray[np.complexfloating], calibration: int, crop: f
 
 
 def _principal_coil(kspace: NDArray[np.complexfloating], width: int) -> NDArray[np.complexfloating]:
-    block = tuple(slice(size // 2 - width // 2, size // 2 - width // 2 + width) for size in kspace.shape[1:])
+    block = _centre(kspace.shape[1:], width)
     samples = kspace[(slice(None), *block)].reshape(len(kspace), -1)
     return np.asarray(np.linalg.svd(samples, full_matrices=False)[0][:, 0])
 

@@ -10,7 +10,6 @@ done with its call.
 
 import io
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,15 @@ from ambient_sci.errors import StoreError
 
 __all__ = ["HDF5Container"]
 
+_raw_write = io.FileIO.write
 _NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable."
 
 
 class _CarefulFile(io.FileIO):
-    """A file whose failed writes are remembered in ``error`` instead of raised; what they hold reads as zeros."""
+    """A file that never fails: the first error is kept in ``error``, what could not be written reads as zeros."""
 
     error: OSError | None = None
+    end = 0  # where the file would end if all had been written
 
     def write(self, data: Any, /) -> int:
         view = memoryview(data).cast("B")
@@ -35,14 +36,35 @@ class _CarefulFile(io.FileIO):
         done = 0
         try:
             while self.error is None and done < len(view):
-                done += super().write(view[done:])
+                done += _raw_write(self, view[done:])
         except OSError as error:
             self.error = error
-        if self.error is not None:
-            with suppress(OSError):
-                self.truncate(max(start + len(view), self.seek(0, io.SEEK_END)))
-            self.seek(start + len(view))
+        self.end = max(self.end, start + len(view))
+        self.seek(start + len(view))
         return len(view)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        self.end = self.tell() if size is None else size
+        try:
+            if self.error is None:
+                super().truncate(size)
+        except OSError as error:
+            self.error = error
+        return self.end
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer).cast("B")
+        done = 0
+        while done < len(view) and (count := super().readinto(view[done:])):
+            done += count
+        view[done:] = bytes(len(view) - done)
+        return len(view)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        return super().seek(self.end + offset) if whence == io.SEEK_END else super().seek(offset, whence)
+
+    def flush(self) -> None:
+        pass  # nothing is buffered
 
 
 class HDF5Container(Container):

@@ -99,6 +99,7 @@ def import_array(
         _sampling(values[scan], None if masks is None else masks[scan], scan, calibration) for scan in range(scans)
     ]
     width = min(width for _, width in found)
+    varying = _varying([measured for measured, _ in found])
     how = {
         "mask": "where any coil is not zero" if masks is None else "given",
         "calibration": "largest fully measured centre block" if calibration is None else "given",
@@ -114,7 +115,7 @@ def import_array(
             y = np.where(measured, values[scan], 0).astype(np.complex64)
             sensitivity = estimate_maps(y, width, crop) if given is None else given[scan].astype(np.complex64)
             level = estimate_noise(y, measured) if noise_std is None else float(noise_std)
-            operator = Sense(_compact(measured), torch.from_numpy(sensitivity)[None], width)
+            operator = Sense(_compact(measured, varying), torch.from_numpy(sensitivity)[None], width)
             unscaled = Measurement(torch.from_numpy(y)[None], operator, level)
             measurement = Measurement(unscaled.y, operator, level, scale=estimate_scale(unscaled))
             writer.append(
@@ -166,11 +167,14 @@ def _sampling(
     return measured, calibration
 
 
-def _compact(mask: NDArray[np.bool_]) -> torch.Tensor:
-    """Shape a mask for an operator, ``(1, 1, y, x)``, with axes of size one where sampling does not depend on them."""
-    result = mask
-    for axis in range(mask.ndim):
-        first = result.take([0], axis)
-        if result.shape[axis] > 1 and (result == first).all() and mask.ndim > 1:
-            result = first
-    return torch.from_numpy(result.astype(np.float32))[None, None]
+def _varying(masks: list[NDArray[np.bool_]]) -> list[int]:
+    """Axes along which sampling varies in any scan; the last where it varies along none."""
+    axes = range(masks[0].ndim)
+    varying = [axis for axis in axes if any((mask != mask.take([0], axis)).any() for mask in masks)]
+    return varying or [axes[-1]]
+
+
+def _compact(mask: NDArray[np.bool_], varying: list[int]) -> torch.Tensor:
+    """Shape a mask for an operator, ``(1, 1, y, x)``, with axes of size one where sampling does not vary."""
+    kept = tuple(slice(None) if axis in varying else slice(1) for axis in range(mask.ndim))
+    return torch.from_numpy(mask[kept].astype(np.float32))[None, None]

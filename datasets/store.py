@@ -59,10 +59,15 @@ def open_store(path: str | Path) -> "Store":
     path = Path(path)
     if not path.exists():
         raise NotFoundError(f"no store at {path}: there is no such file or folder")
-    container = container_type(path)
-    if path.is_dir() != container.is_folder:
+    kind = container_type(path)
+    if path.is_dir() != kind.is_folder:
         raise StoreError(f"{path} is not a store: a store is a Zarr folder, or a file that ends in .h5 or .hdf5")
-    return Store(container(path))
+    container = kind(path)
+    try:
+        return Store(container)
+    except BaseException:
+        container.close()
+        raise
 
 
 class Store:
@@ -293,4 +298,4 @@ def _native(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _text(values: NDArray[Any]) -> NDArray[Any]:
-    return values.astype(np.str_) if values.dtype.kind in "OTU" else values
+    return np.array(values.tolist(), dtype=np.str_) if values.dtype.kind in "OTU" else values

@@ -65,6 +65,7 @@ class StoreWriter:
         self._small: dict[str, list[NDArray[Any]]] = {}
         self._layouts: dict[str, list[str]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._types: dict[str, np.dtype[Any]] = {}
         self._attributes: dict[str, Any] = {}
         self._coords: list[str] = []
         self._length = 0
@@ -138,7 +139,7 @@ class StoreWriter:
         self._check(arrays, attributes, batch)
         for name, values in arrays.items():
             home = self._pending if name in self._pending else self._small
-            home[name].append(values.reshape(batch, *self._stored(name)))
+            home[name].append(values.reshape(batch, *self._stored(name)).copy())  # the caller may use its memory again
         self._length += batch
         self._waiting += batch
         if self._waiting >= self._block:
@@ -174,24 +175,24 @@ class StoreWriter:
             else:
                 self._layouts[name] = schema.layout(name, values.shape, dims, y.shape)
             self._shapes[name] = values.shape[1:]
+            self._types[name] = values.dtype
         self._coords = [name for name in arrays if name in _others(arrays)]
         streamed = [name for name in arrays if len(self._stored(name)) > 0]
         row_bytes = {name: max(1, arrays[name][0].nbytes) for name in streamed}
-        self._block = int(np.clip(BLOCK // max(row_bytes.values()), 1, 256))
+        self._block = _power_of_two(BLOCK // max(row_bytes.values()))
         for name in arrays:
             if name in streamed:
                 self._pending[name] = []
-                chunk = int(np.clip(CHUNK // row_bytes[name], 1, self._block))
-                self._block_of(name, arrays[name].dtype, 1 << chunk.bit_length() - 1)
+                chunk = min(_power_of_two(CHUNK // row_bytes[name]), self._block)
+                self._create(name, arrays[name].dtype, chunk)
             else:
                 self._small[name] = []
 
-    def _block_of(self, name: str, dtype: np.dtype[Any], chunk: int) -> None:
-        block = max(chunk, self._block - self._block % chunk)
+    def _create(self, name: str, dtype: np.dtype[Any], chunk: int) -> None:
         assert self._container is not None
         with self._faults():
             dims = schema.stored_dims(self._layouts[name])
-            self._container.create(name, self._stored(name), dtype, dims, chunk, block, self._about(name))
+            self._container.create(name, self._stored(name), dtype, dims, chunk, self._block, self._about(name))
 
     def _about(self, name: str) -> dict[str, str]:
         about = schema.describe_array(name)
@@ -210,12 +211,16 @@ class StoreWriter:
         if set(arrays) != set(self._shapes):
             odd = sorted(set(arrays) ^ set(self._shapes))
             raise DataError(f"{', '.join(odd)} must be given with all scans of a store or with none")
+        if not (arrays["scale"] > 0).all():
+            raise DataError(f"scale must be above zero, got {arrays['scale'].min()}")
         for name, values in arrays.items():
             if values.shape != (batch, *self._shapes[name]):
                 raise DataError(
                     f"{name} has shape {values.shape}, wanted {(batch, *self._shapes[name])} like the scans before: "
                     f"one store holds scans of one size"
                 )
+            if values.dtype != self._types[name] and values.dtype.kind != "U":
+                raise DataError(f"{name} is {values.dtype}, wanted {self._types[name]} like the scans before")
             if values.dtype.kind in "fc" and not np.isfinite(values).all():
                 bad = self._length + np.flatnonzero(~np.isfinite(values).reshape(batch, -1).all(1))
                 raise DataError(f"{name} of scan {', '.join(map(str, bad[:5]))} has NaN or infinite values")
@@ -251,7 +256,7 @@ class StoreWriter:
             "schema_version": schema.SCHEMA_VERSION,
             **self._attributes,
         }
-        attributes["provenance"] = json.dumps(self.provenance, sort_keys=True)
+        attributes["provenance"] = json.dumps(self.provenance, sort_keys=True, default=_plain)
         if self._coords:
             attributes["coordinates"] = " ".join(self._coords)
         with self._faults():
@@ -314,6 +319,16 @@ class StoreWriter:
 def _others(arrays: Mapping[str, Any]) -> list[str]:
     known = (*schema.RESERVED, schema.REFERENCE)
     return [name for name in arrays if name not in known and not name.startswith("operator_")]
+
+
+def _plain(value: Any) -> Any:
+    """Turn what JSON does not know into what it does: NumPy numbers and arrays, paths."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+
+
+def _power_of_two(scans: int) -> int:
+    """Round down to 1, 2, 4, ... 256, so that blocks are whole numbers of chunks."""
+    return 1 << min(max(scans, 1), 256).bit_length() - 1
 
 
 def _is_store(path: Path) -> bool:

@@ -55,7 +55,7 @@ class ZarrContainer(Container):
     def info(self, name: str) -> ArrayInfo:  # noqa: D102
         array = self._array(name)
         try:
-            dtype = np.dtype(array.dtype)
+            dtype = np.dtype(np.str_) if array.dtype.kind in "OT" else np.dtype(array.dtype)
             return ArrayInfo(tuple(array.shape), dtype, tuple(array.metadata.dimension_names or ()), dict(array.attrs))
         except FAULTS as error:
             raise StoreError(f"{self.path} is damaged: {name} is no array ({brief(error)})") from error

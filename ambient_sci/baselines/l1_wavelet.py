@@ -51,7 +51,7 @@ def l1_wavelet_batch(
     iterations
         Number of steps.
     wavelet
-        An orthogonal wavelet by its PyWavelets name.
+        An orthogonal wavelet by its PyWavelets name; ``haar`` with shifts acts much like total variation.
     levels
         Number of levels; fewer where the image is too small. Sizes that do not divide are extended with zeros.
     shifts
@@ -66,7 +66,7 @@ def l1_wavelet_batch(
     """
     if lam < 0:
         raise ConfigError(f"lam must not be negative, got {lam}")
-    from tqdm import trange
+    from tqdm.auto import trange
 
     normal, rhs = normal_equations(m)
     spatial = tuple(rhs.shape[2:])
@@ -109,7 +109,7 @@ def l1_wavelet(
     """
     if lam < 0:
         raise ConfigError(f"lam must not be negative, got {lam}")
-    from tqdm import trange
+    from tqdm.auto import trange
 
     steps = 1 / (1.02 * largest_eigenvalue(m)).flatten()
     images = []
@@ -122,8 +122,8 @@ def l1_wavelet(
 def largest_eigenvalue(m: Measurement, iterations: int = 30) -> Tensor:
     """Largest eigenvalue of :math:`A^H W A` for every scan, ``(batch, 1, ...)``, by power iteration."""
     normal, rhs = normal_equations(m)
-    noise = torch.randn(torch.view_as_real(rhs).shape if rhs.is_complex() else rhs.shape, generator=_seeded(0))
-    x = (torch.view_as_complex(noise) if rhs.is_complex() else noise).to(rhs)
+    # one start for every scan, so that a scan's result does not depend on the others of its batch
+    x = torch.randn(rhs.shape[1:], generator=torch.Generator().manual_seed(0)).to(rhs).expand(rhs.shape)
     for _ in range(iterations):
         x = x / dot(x, x).sqrt().clamp_min(torch.finfo(rhs.real.dtype).tiny)
         image = normal(x)
@@ -132,10 +132,6 @@ def largest_eigenvalue(m: Measurement, iterations: int = 30) -> Tensor:
     if not bool((value > 0).all()):
         raise DataError(f"scans {(value.flatten() <= 0).nonzero().flatten().tolist()[:5]} have no measured samples")
     return value
-
-
-def _seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def _soft_threshold(coefficients: Tensor, threshold: Tensor) -> Tensor:

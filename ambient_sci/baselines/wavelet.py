@@ -65,7 +65,7 @@ class OrthonormalWavelet:
 
     def _along_axes(self, x: Tensor, level: int, inverse: bool) -> Tensor:
         for axis in range(-len(self.shape), 0):
-            matrix = _matrix(x.shape[axis], self.name).to(device=x.device, dtype=x.dtype)
+            matrix = _matrix(x.shape[axis], self.name, x.device, x.dtype)
             matrix = matrix.mT if inverse else matrix
             x = matrix @ x if axis == -2 else (x.movedim(axis, -1) @ matrix.mT).movedim(-1, axis)
         return x
@@ -77,8 +77,8 @@ def multiple(shape: Sequence[int], levels: int) -> tuple[int, ...]:
 
 
 @cache
-def _matrix(size: int, name: str) -> Tensor:
-    """One level as an orthogonal matrix, ``(size, size)`` float64."""
+def _matrix(size: int, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """One level as an orthogonal matrix, ``(size, size)``."""
     low, high = _filters(name)
     matrix = np.zeros((size, size))
     for row in range(size // 2):
@@ -86,7 +86,7 @@ def _matrix(size: int, name: str) -> Tensor:
             column = (2 * row + tap - len(low) // 2 + 1) % size
             matrix[row, column] += a
             matrix[row + size // 2, column] += b
-    return torch.from_numpy(matrix)
+    return torch.from_numpy(matrix).to(device=device, dtype=dtype)
 
 
 def _filters(name: str) -> tuple[Sequence[float], Sequence[float]]:

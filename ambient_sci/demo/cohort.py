@@ -109,7 +109,7 @@ def make_cohort(
     ):
         if value < least:
             raise ConfigError(f"{name} must be at least {least}, got {value}")
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     anatomy = _load_anatomy()
     images = np.empty((subjects, slices_per_subject, size, size), np.complex64)

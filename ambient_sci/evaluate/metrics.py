@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ambient_sci.errors import DataError
 
-__all__ = ["coverage", "coverage_normal", "head_mask", "nrmse", "psnr", "score", "ssim", "table"]
+__all__ = ["coverage", "coverage_interval", "coverage_normal", "head_mask", "nrmse", "psnr", "score", "ssim", "table"]
 
 Images: TypeAlias = Tensor | NDArray[Any]
 Scores: TypeAlias = NDArray[np.float64]
@@ -165,7 +165,7 @@ def coverage_normal(
     ----------
     mean, std, reference
         ``(n, *image)``. Of complex images the real and imaginary parts count as two pixels, and ``std`` is that of
-        one part (or complex: that of either part).
+        one part (or complex: that of either part); divide one of both parts together by the square root of two.
     levels, mask
         As in `coverage`.
     samples
@@ -194,6 +194,13 @@ def coverage_normal(
         z = stats.norm.ppf(tail) if samples is None else stats.t.ppf(tail, samples - 1)
         result[float(level)] = float((error <= z * spread)[inside].mean())
     return result
+
+
+def coverage_interval(lower: Images, upper: Images, reference: Images, mask: Images | None = None) -> float:
+    """Fraction of pixels whose known value lies in stored intervals; the magnitude of a complex reference."""
+    low, ref, inside = _prepare(lower, _visible(_array(reference)), mask)
+    high = _prepare(upper, ref, None)[0]
+    return float(((low <= ref) & (ref <= high))[inside].mean())
 
 
 def table(methods: Mapping[str, Mapping[str, Scores]]) -> tuple[str, dict[str, Any]]:

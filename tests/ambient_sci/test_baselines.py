@@ -132,6 +132,11 @@ def test_every_operator_and_both_solvers(kind):
     assert error(ours, x) < error(zero_filled(m), x)
 
 
+def test_a_scan_does_not_depend_on_its_batch():
+    _, m = sense_scans(batch=2, size=16, acceleration=2)
+    torch.testing.assert_close(l1_wavelet_batch(m, 0.02, 20)[1:], l1_wavelet_batch(m[1], 0.02, 20))
+
+
 def test_l1_wavelet_extends_sizes_that_do_not_divide():
     generator = torch.Generator().manual_seed(0)
     x = phantom(1, 24)[..., :21, :19]

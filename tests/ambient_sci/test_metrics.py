@@ -6,7 +6,17 @@ import torch
 from skimage import metrics as independent
 
 from ambient_sci.errors import DataError
-from ambient_sci.evaluate import coverage, coverage_normal, head_mask, nrmse, psnr, score, ssim, table
+from ambient_sci.evaluate import (
+    coverage,
+    coverage_interval,
+    coverage_normal,
+    head_mask,
+    nrmse,
+    psnr,
+    score,
+    ssim,
+    table,
+)
 
 
 def discs(n=2, size=32, seed=0):
@@ -121,6 +131,13 @@ def test_coverage_of_complex_images_counts_both_parts_inside_the_mask():
     assert coverage(samples, reference, [0.9], mask)[0.9] == 1
     ones = np.ones(reference.shape)
     assert coverage_normal(np.zeros_like(reference), ones, reference, [0.9])[0.9] == pytest.approx(0.5, abs=0.05)
+
+
+def test_coverage_of_stored_intervals_looks_at_the_magnitude():
+    reference = np.array([[[3 + 4j, 1j], [-2, 0]]])
+    lower, upper = np.full(reference.shape, 0.5), np.full(reference.shape, 2.5)
+    assert coverage_interval(lower, upper, reference) == 0.5
+    assert coverage_interval(lower, upper, reference, np.array([[[True, True], [True, False]]])) == pytest.approx(2 / 3)
 
 
 def test_table_prints_means_and_gives_plain_numbers():

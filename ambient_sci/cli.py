@@ -1,0 +1,346 @@
+"""The command line: each command is one call of the Python interface with its options spelled out.
+
+A mistake in the input is one line on standard error and exit status 2; anything else that goes wrong is a bug and shows
+its traceback.
+"""
+
+import inspect
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Optional, get_args
+
+import typer
+
+from ambient_sci import __version__
+from ambient_sci.config import Method, TrainConfig
+from ambient_sci.errors import AmbientError, ConfigError, NotFoundError, OutputError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Learn diffusion priors from corrupted measurements, and reconstruct with error bars.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+imports = typer.Typer(help="Bring measured data into a store.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(imports, name="import")
+
+Seed = Annotated[int, typer.Option(help="seed of everything random")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is already there")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
+
+
+def main() -> None:
+    """Entry point of the ``ambient-sci`` command."""
+    try:
+        app()
+    except AmbientError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes a training", file=sys.stderr)
+        sys.exit(130)
+
+
+def examples(*lines: str) -> str:
+    """Epilogue of a help text; the marks keep the lines apart."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    """Learn diffusion priors from corrupted measurements, and reconstruct with error bars."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command(epilog=examples("ambient-sci demo", "ambient-sci demo --quick --out /scratch/try"))
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for everything that comes out")] = Path("ambient-sci-demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="under a minute; not a result to judge")] = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Learn a prior from simulated undersampled scans and reconstruct others with it: the whole path."""
+    from ambient_sci.demo.run import run_demo
+
+    result = run_demo(out, quick=quick, seed=seed, device=device, overwrite=overwrite, progress=not quiet)
+    print(f"\n{result.table}\n\nreport: {result.report}")
+    if quick:
+        print("This was a quick run, to see that everything works. Its result is not one to judge.")
+
+
+@app.command(
+    epilog=examples(
+        "ambient-sci simulate brains.npy scans.zarr --acceleration 4 --noise 0.03",
+        "ambient-sci simulate photos/ pixels.zarr --operator mask --keep 0.3 --size 64",
+        "ambient-sci simulate head.nii.gz scans.h5 --axis 2 --size 128 --no-references",
+    )
+)
+def simulate(
+    images: Annotated[Path, typer.Argument(help="npy, npz, PNG file or folder, NIfTI")],
+    store: Annotated[Path, typer.Argument(help="store to write: a folder, or a file ending in .h5")],
+    operator: Annotated[str, typer.Option(help="sense, fourier, mask, gaussian, identity")] = "sense",
+    pattern: Annotated[
+        Optional[str], typer.Option(help="sampling pattern; random-lines, or random-pixels for mask")  # noqa: UP045
+    ] = None,
+    acceleration: Annotated[float, typer.Option(help="samples over measured samples (k-space, gaussian)")] = 4.0,
+    calibration: Annotated[int, typer.Option(help="width of the fully measured centre of k-space")] = 6,
+    coils: Annotated[int, typer.Option(help="receive coils (sense)")] = 8,
+    noise: Annotated[float, typer.Option(help="noise per real component, relative to images of unit range")] = 0.03,
+    keep: Annotated[float, typer.Option(help="fraction of pixels kept (mask)")] = 0.5,
+    size: Annotated[Optional[int], typer.Option(help="bring images to this many pixels a side")] = None,  # noqa: UP045
+    axis: Annotated[int, typer.Option(help="axis of a volume to slice along: 0 sagittal, 1 coronal, 2 axial")] = 2,
+    start: Annotated[Optional[int], typer.Option(help="first image to take")] = None,  # noqa: UP045
+    stop: Annotated[Optional[int], typer.Option(help="image to stop before")] = None,  # noqa: UP045
+    name: Annotated[Optional[str], typer.Option(help="which array of an npz")] = None,  # noqa: UP045
+    references: Annotated[bool, typer.Option(help="keep the images too, to compare with later")] = True,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure images once, to disk: one store of undersampled, noisy scans."""
+    from ambient_sci.datasets import read_images
+    from ambient_sci.datasets import simulate as simulate_store
+
+    values, coords = read_images(images, name=name, axis=axis, slices=slice(start, stop), size=size)
+    made = simulate_store(
+        values,
+        store,
+        operator=operator,
+        pattern=pattern,
+        acceleration=acceleration,
+        calibration=calibration,
+        coils=coils,
+        noise=noise,
+        keep=keep,
+        references=references,
+        coords=coords,
+        seed=seed,
+        overwrite=overwrite,
+        progress=not quiet,
+        provenance={"images": str(images)},
+    )
+    print(f"wrote {made.path}: {len(made)} scans")
+
+
+@imports.command(
+    "array",
+    epilog=examples(
+        "ambient-sci import array kspace.npy scan.zarr",
+        "ambient-sci import array kspace.npy scan.zarr --maps maps.npy --noise-std 0.002",
+    ),
+)
+def import_array(
+    kspace: Annotated[Path, typer.Argument(help="npy of complex k-space, (coil, y, x) or (scan, coil, y, x), centred")],
+    store: Annotated[Path, typer.Argument(help="store to write: a folder, or a file ending in .h5")],
+    mask: Annotated[
+        Optional[Path], typer.Option(help="npy of what was measured; where k-space is not zero")  # noqa: UP045
+    ] = None,
+    maps: Annotated[Optional[Path], typer.Option(help="npy of coil maps; ESPIRiT otherwise")] = None,  # noqa: UP045
+    noise_std: Annotated[
+        Optional[float], typer.Option(help="noise per real component; estimated otherwise")  # noqa: UP045
+    ] = None,
+    calibration: Annotated[
+        Optional[int], typer.Option(help="width of the fully measured centre; found otherwise")  # noqa: UP045
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Bring multi-coil Cartesian k-space from an array into a store."""
+    from ambient_sci.datasets import describe
+    from ambient_sci.datasets import import_array as import_kspace
+
+    made = import_kspace(
+        kspace, store, mask=mask, maps=maps, noise_std=noise_std, calibration=calibration, overwrite=overwrite
+    )
+    print(describe(made))
+
+
+@app.command(epilog=examples("ambient-sci info scans.zarr"))
+def info(store: Annotated[Path, typer.Argument(help="a store")]) -> None:
+    """Say what is in a store."""
+    from ambient_sci.datasets import describe, open_store
+
+    print(describe(open_store(store)))
+
+
+def _train(store: Path, out: Path, config: Path | None, quiet: bool, **options: Any) -> None:
+    from ambient_sci.training import train as run_training
+
+    given = {name: value for name, value in options.items() if value is not None and value != []}
+    prior = run_training(TrainConfig(**{**_read_config(config), **given, "store": store, "out": out}), progress=not quiet)
+    print(f"wrote {out}: {prior.images} images seen")
+
+
+def _read_config(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    if not path.exists():
+        raise NotFoundError(f"no configuration at {path}")
+    try:
+        options = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from None
+    if not isinstance(options, dict):
+        raise ConfigError(f"{path} must hold an object of options, got {type(options).__name__}")
+    return options
+
+
+def _train_signature() -> inspect.Signature:
+    """One option for each field of `TrainConfig`, so that help, names and checks have one source."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    path_out = Annotated[Path, typer.Option(help=str(TrainConfig.model_fields["out"].description))]
+    parameters = [
+        inspect.Parameter(
+            "store", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Annotated[Path, typer.Argument(help="a store")]
+        ),
+        inspect.Parameter("out", keyword, annotation=path_out),
+        inspect.Parameter(
+            "config",
+            keyword,
+            default=None,
+            annotation=Annotated[Optional[Path], typer.Option(help="JSON file of options")],  # noqa: UP045
+        ),
+    ]
+    for name, field in TrainConfig.model_fields.items():
+        if name in ("store", "out"):
+            continue
+        kind: Any = next((k for k in (bool, int, float, str) if k in (field.annotation, *get_args(field.annotation))), str)
+        if field.annotation == Method:
+            kind = StrEnum("Method", {value: value for value in get_args(Method)})
+        shown = field.default if not isinstance(field.default, tuple) else " ".join(map(str, field.default))
+        option = typer.Option(help=field.description, show_default="automatic" if shown is None else str(shown))
+        annotation = list[int] if isinstance(field.default, tuple) else Optional[kind]  # noqa: UP045
+        default = [] if isinstance(field.default, tuple) else None
+        parameters.append(inspect.Parameter(name, keyword, default=default, annotation=Annotated[annotation, option]))
+    parameters.append(inspect.Parameter("quiet", keyword, default=False, annotation=Quiet))
+    return inspect.Signature(parameters)
+
+
+_train.__signature__ = _train_signature()  # type: ignore[attr-defined]
+_train.__annotations__ = {p.name: p.annotation for p in _train_signature().parameters.values()}
+app.command(
+    "train",
+    help="Learn a prior from a store. The same command again resumes a run that was stopped.",
+    epilog=examples(
+        "ambient-sci train scans.zarr --out run",
+        "ambient-sci train scans.zarr --out run-ambient --method ambient --images 50000",
+        "ambient-sci train scans.zarr --out run --config options.json --seed 3",
+    ),
+)(_train)
+
+
+@app.command(epilog=examples("ambient-sci sample run --count 16 --out samples"))
+def sample(
+    run: Annotated[Path, typer.Argument(help="folder of a training run")],
+    out: Annotated[Path, typer.Option(help="folder for samples.npy and samples.png")] = Path("samples"),
+    count: Annotated[int, typer.Option(min=1, help="number of images")] = 16,
+    steps: Annotated[int, typer.Option(min=1, help="sampler steps")] = 32,
+    solver: Annotated[str, typer.Option(help="heun or euler")] = "heun",
+    store: Annotated[
+        Optional[Path], typer.Option(help="store whose masks an ambient prior samples through; the training's")  # noqa: UP045
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw images from a learned prior."""
+    import numpy as np
+
+    from ambient_sci.checkpoint import replacing
+    from ambient_sci.plot import samples_grid
+    from ambient_sci.prior import load_prior
+
+    paths = out / "samples.npy", out / "samples.png"
+    if not overwrite and any(path.exists() for path in paths):
+        raise OutputError(f"{out} already holds samples; choose another folder or pass --overwrite")
+    prior = load_prior(run, device)
+    operator = None
+    if prior.config.method == "ambient":
+        from ambient_sci.datasets import open_store
+
+        scans = open_store(store or prior.config.store)
+        operator = scans.read(np.arange(count) % len(scans)).operator.to(prior.device)
+    images = prior.sample(count, steps, solver, seed, operator, None if quiet else "sampling").cpu()  # type: ignore[arg-type]
+    with replacing(paths[0]) as partial, partial.open("wb") as file:
+        np.save(file, images.numpy())
+    with replacing(paths[1]) as partial:
+        samples_grid(images[:, 0]).savefig(partial, format="png", dpi=150)
+    print(f"wrote {paths[0]} and {paths[1]}")
+
+
+@app.command(
+    epilog=examples(
+        "ambient-sci reconstruct run scans.zarr --out recon.zarr",
+        "ambient-sci reconstruct run scans.zarr --out recon.zarr --samples 32 --steps 64 --start 0 --stop 10",
+    )
+)
+def reconstruct(
+    run: Annotated[Path, typer.Argument(help="folder of a training run")],
+    store: Annotated[Path, typer.Argument(help="store of scans to reconstruct")],
+    out: Annotated[Path, typer.Option(help="Zarr folder to write, which xarray opens")],
+    start: Annotated[Optional[int], typer.Option(help="first scan")] = None,  # noqa: UP045
+    stop: Annotated[Optional[int], typer.Option(help="scan to stop before")] = None,  # noqa: UP045
+    samples: Annotated[int, typer.Option(help="posterior samples of each scan")] = 8,
+    method: Annotated[str, typer.Option(help="mmps, adps, or auto: what fits the prior")] = "auto",
+    steps: Annotated[int, typer.Option(min=1, help="sampler steps")] = 32,
+    iterations: Annotated[int, typer.Option(min=1, help="conjugate gradient iterations a step (mmps)")] = 3,
+    guidance: Annotated[float, typer.Option(help="pull towards the data (adps)")] = 1.0,
+    solver: Annotated[str, typer.Option(help="euler or heun")] = "euler",
+    eta: Annotated[float, typer.Option(help="share of noise renewed each step, 0 to 1 (euler)")] = 1.0,
+    batch: Annotated[int, typer.Option(min=1, help="images in the network at once")] = 64,
+    seed: Seed = 0,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw posterior samples of scans, with mean, standard deviation and credible intervals."""
+    from ambient_sci.prior import load_prior
+    from ambient_sci.reconstruction import reconstruct as run_reconstruction
+
+    result = run_reconstruction(
+        load_prior(run, device),
+        store,
+        out,
+        scans=slice(start, stop),
+        samples=samples,
+        method=method,  # type: ignore[arg-type]
+        steps=steps,
+        iterations=iterations,
+        guidance=guidance,
+        solver=solver,  # type: ignore[arg-type]
+        eta=eta,
+        batch=batch,
+        seed=seed,
+        overwrite=overwrite,
+        progress=not quiet,
+    )
+    print(f"wrote {out}: {result.sizes['scan']} scans, {samples} samples each")
+
+
+@app.command(epilog=examples("ambient-sci evaluate recon.zarr --reference scans.zarr --json metrics.json"))
+def evaluate(
+    reconstruction: Annotated[Path, typer.Argument(help="what `reconstruct` wrote")],
+    reference: Annotated[Path, typer.Option(help="simulated store with references")],
+    json_path: Annotated[Optional[Path], typer.Option("--json", help="write the numbers here too")] = None,  # noqa: UP045
+) -> None:
+    """Score a reconstruction where the images are known."""
+    from ambient_sci.checkpoint import replacing
+    from ambient_sci.datasets import open_store
+    from ambient_sci.evaluate.compare import evaluate as score_reconstruction
+    from ambient_sci.reconstruction import open_reconstruction
+
+    result = score_reconstruction(open_reconstruction(reconstruction), open_store(reference))
+    print(result)
+    if json_path is not None:
+        with replacing(json_path) as partial:
+            partial.write_text(json.dumps(result.metrics, indent=2) + "\n")

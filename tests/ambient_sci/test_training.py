@@ -1,0 +1,149 @@
+"""Training: what it reads, how it resumes, and how it refuses."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ambient_sci.checkpoint import load_tensors
+from ambient_sci.config import TrainConfig
+from ambient_sci.datasets import open_store, simulate
+from ambient_sci.errors import ConfigError, DataError, OutputError, StoreError
+from ambient_sci.prior import load_prior
+from ambient_sci.training import train
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_tensors(run / "checkpoint.safetensors")[0]
+
+
+def assert_same_bits(run: Path, other: Path) -> None:
+    first, second = weights(run), weights(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("method", ["em", "ambient"])
+def test_references_are_never_read(method: str, store_path: Path, tmp_path: Path, small: dict[str, Any]) -> None:
+    bare = tmp_path / "bare.zarr"
+    shutil.copytree(store_path, bare)
+    shutil.rmtree(bare / "reference")
+    assert not open_store(bare).has_references
+    for store, run in ((store_path, "with"), (bare, "without")):
+        train(TrainConfig(store=store, out=tmp_path / run, method=method, **small), progress=False)
+    assert_same_bits(tmp_path / "with", tmp_path / "without")
+
+
+def test_changed_references_do_not_change_training(store_path: Path, tmp_path: Path, small: dict[str, Any]) -> None:
+    import zarr
+
+    other = tmp_path / "other.zarr"
+    shutil.copytree(store_path, other)
+    zarr.open_group(str(other))["reference/image"][:] = np.nan
+    for store, run in ((store_path, "as-is"), (other, "nan")):
+        train(TrainConfig(store=store, out=tmp_path / run, **small), progress=False)
+    assert_same_bits(tmp_path / "as-is", tmp_path / "nan")
+
+
+def test_oracle_needs_references(store_path: Path, tmp_path: Path, small: dict[str, Any], blobs: Any) -> None:
+    train(TrainConfig(store=store_path, out=tmp_path / "oracle", method="oracle", **small), progress=False)
+    simulate(blobs(8), tmp_path / "bare.zarr", acceleration=2, calibration=4, coils=2, references=False)
+    config = TrainConfig(store=tmp_path / "bare.zarr", out=tmp_path / "no", method="oracle", **small)
+    with pytest.raises(StoreError, match="no references"):
+        train(config, progress=False)
+
+
+@pytest.mark.parametrize("method", ["em", "ambient"])
+def test_a_killed_run_ends_with_the_same_weights(method: str, store_path: Path, tmp_path: Path, small: dict[str, Any]) -> None:
+    options = {**small, "images": 400, "widths": [32, 32], "method": method}
+    options_file = tmp_path / "options.json"
+    options_file.write_text(json.dumps(options))
+
+    def command(run: str) -> list[str]:
+        start = "import torch; torch.set_num_threads(1); from ambient_sci.cli import main; main()"
+        given = ["train", str(store_path), "--out", str(tmp_path / run), "--config", str(options_file), "--quiet"]
+        return [sys.executable, "-c", start, *given]
+
+    began = time.monotonic()
+    subprocess.run(command("whole"), check=True)
+    whole = time.monotonic() - began
+
+    kills = 0
+    rng = random.Random()
+    while kills < 20:
+        process = subprocess.Popen(command("killed"))
+        try:
+            process.wait(rng.uniform(0.4, 0.9) * whole)
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+    assert process.returncode == 0
+    assert kills > 0
+    assert_same_bits(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_run_continues_only_with_its_own_options(store_path: Path, tmp_path: Path, small: dict[str, Any]) -> None:
+    config = TrainConfig(store=store_path, out=tmp_path / "run", method="ambient", **{**small, "images": 32})
+    train(config, progress=False)
+    with pytest.raises(ConfigError, match=r"thinning \(was 0\.3, now 0\.5\)"):
+        train(config.model_copy(update={"thinning": 0.5}), progress=False)
+    longer = train(config.model_copy(update={"images": 64}), progress=False)
+    assert longer.images == 64
+
+
+def test_a_folder_that_is_no_run_is_left_alone(store_path: Path, tmp_path: Path, small: dict[str, Any]) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputError, match="not a run"):
+        train(TrainConfig(store=store_path, out=tmp_path, **small), progress=False)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_diverging_run_stops_with_its_checkpoint(store_path: Path, tmp_path: Path, small: dict[str, Any]) -> None:
+    class Explodes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(()))
+            self.calls = 0
+
+        def forward(self, x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return self.gain * x[:, :2] * (1.0 if self.calls <= 6 else torch.nan)
+
+    config = TrainConfig(store=store_path, out=tmp_path / "run", method="ambient", **small)
+    with pytest.raises(DataError, match=r"became nan after 96 images"):
+        train(config, network=Explodes(), progress=False)
+    assert load_prior(tmp_path / "run", network=Explodes()).images == 96
+
+
+def test_learning_lowers_the_loss(run_path: Path) -> None:
+    log = [json.loads(line) for line in (run_path / "log.jsonl").read_text().splitlines()]
+    assert log[0]["images"] == 16
+    assert log[-1]["loss"] < log[0]["loss"]
+
+
+def test_masks_of_real_images_train_too(tmp_path: Path, small: dict[str, Any], blobs: Any) -> None:
+    simulate(blobs(24), tmp_path / "pixels.h5", operator="mask", keep=0.6, noise=0.0)
+    for method in ("em", "ambient"):
+        prior = train(TrainConfig(store=tmp_path / "pixels.h5", out=tmp_path / method, method=method, **small), progress=False)
+        assert not prior.is_complex
+
+
+def test_unknown_and_impossible_options() -> None:
+    with pytest.raises(ConfigError, match="unknown option 'lr'; the options are"):
+        TrainConfig(store="a", out="b", lr=1)
+    with pytest.raises(ConfigError, match="'images'.*greater than or equal to 1, got 0"):
+        TrainConfig(store="a", out="b", images=0)
+    with pytest.raises(ConfigError, match="'store' is missing"):
+        TrainConfig(out="b")
