@@ -7,10 +7,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ambient_sci.prior import load_prior
     from ambient_sci.config import TrainConfig
     from ambient_sci.datasets.store import open_store
     from ambient_sci.measurement import Measurement
+    from ambient_sci.prior import load_prior
     from ambient_sci.reconstruction import reconstruct
     from ambient_sci.training import train
 

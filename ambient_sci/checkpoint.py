@@ -23,7 +23,7 @@ CHECKPOINT_VERSION = 1
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling to write to, which takes the place of ``path`` only when the block ends well.
+    """Give a temporary sibling to write to, which takes the place of ``path`` only when the block ends well.
 
     Raises
     ------

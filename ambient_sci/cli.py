@@ -176,7 +176,9 @@ def _train(store: Path, out: Path, config: Path | None, quiet: bool, **options: 
     from ambient_sci.training import train as run_training
 
     given = {name: value for name, value in options.items() if value is not None and value != []}
-    prior = run_training(TrainConfig(**{**_read_config(config), **given, "store": store, "out": out}), progress=not quiet)
+    prior = run_training(
+        TrainConfig(**{**_read_config(config), **given, "store": store, "out": out}), progress=not quiet
+    )
     print(f"wrote {out}: {prior.images} images seen")
 
 
@@ -213,13 +215,15 @@ def _train_signature() -> inspect.Signature:
     for name, field in TrainConfig.model_fields.items():
         if name in ("store", "out"):
             continue
-        kind: Any = next((k for k in (bool, int, float, str) if k in (field.annotation, *get_args(field.annotation))), str)
-        if field.annotation == Method:
-            kind = StrEnum("Method", {value: value for value in get_args(Method)})
-        shown = field.default if not isinstance(field.default, tuple) else " ".join(map(str, field.default))
+        several = isinstance(field.default, tuple)
+        accepted = (field.annotation, *get_args(field.annotation))
+        kind: Any = next((known for known in (int, float, str) if known in accepted), str)
+        if name == "method":
+            kind = StrEnum("Method", [str(value) for value in get_args(Method)])  # type: ignore[misc]
+        shown = " ".join(map(str, field.default)) if several else field.default
         option = typer.Option(help=field.description, show_default="automatic" if shown is None else str(shown))
-        annotation = list[int] if isinstance(field.default, tuple) else Optional[kind]  # noqa: UP045
-        default = [] if isinstance(field.default, tuple) else None
+        annotation = list[int] if several else Optional[kind]  # noqa: UP045
+        default: Any = [] if several else None
         parameters.append(inspect.Parameter(name, keyword, default=default, annotation=Annotated[annotation, option]))
     parameters.append(inspect.Parameter("quiet", keyword, default=False, annotation=Quiet))
     return inspect.Signature(parameters)

@@ -1,7 +1,7 @@
 """The options of a training run: one frozen, validated object, saved with the run.
 
-Durations are counted in images (scans shown to the network), not in epochs or steps, so that runs with other batch sizes
-or store sizes compare.
+Durations are counted in images (scans shown to the network), not in epochs or steps, so that runs with other batch
+sizes or store sizes compare.
 """
 
 from pathlib import Path
@@ -36,7 +36,9 @@ class TrainConfig(BaseModel):
     widths: tuple[int, ...] = Field((64, 96, 128), description="channels of each level of the U-Net, multiples of 32")
     blocks: int = Field(1, ge=1, description="residual blocks per level")
     patch: int = Field(2, ge=1, description="side of the pixel blocks that the stem folds into channels")
-    sigma_data: float | None = Field(None, gt=0, description="standard deviation of the images; estimated when not given")
+    sigma_data: float | None = Field(
+        None, gt=0, description="standard deviation of the images; estimated when not given"
+    )
 
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
     warmup: int = Field(1_000, ge=0, description="images over which the learning rate rises")
@@ -48,7 +50,9 @@ class TrainConfig(BaseModel):
     consistency_steps: int = Field(1, ge=1, description="ambient: data-consistency steps inside the network")
 
     laps: int = Field(2, ge=0, description="em: how often the posterior samples are drawn anew")
-    start_images: int | None = Field(None, ge=1, description="em: images before the first lap; an equal share if not given")
+    start_images: int | None = Field(
+        None, ge=1, description="em: images before the first lap; an equal share if not given"
+    )
     em_steps: int = Field(16, ge=1, description="em: sampler steps of the posterior samples")
     em_iterations: int = Field(2, ge=1, description="em: conjugate gradient iterations of the posterior samples")
 

@@ -2,9 +2,9 @@ r"""Denoisers: posterior means under white noise.
 
 .. math:: D(x, s) = E[x_0 \mid x_0 + s n = x], \qquad n \sim \mathcal N(0, 1) \text{ per real component}
 
-with images ``x`` of shape ``(batch, channel, *spatial)``, real or complex, and one noise level per image, ``(batch,)``.
-The score of the noisy density is :math:`(D(x, s) - x) / s^2` (Tweedie), so a denoiser is all that samplers and posterior
-methods need to know of a prior.
+with images ``x`` of shape ``(batch, channel, *spatial)``, real or complex, and one noise level per image,
+``(batch,)``. The score of the noisy density is :math:`(D(x, s) - x) / s^2` (Tweedie), so a denoiser is all that
+samplers and posterior methods need to know of a prior.
 
 `EDMDenoiser` wraps a network with the preconditioning of Karras et al. 2022 (arXiv:2206.00364),
 

@@ -1,9 +1,10 @@
 r"""Expectation-maximisation: an ordinary diffusion prior from measurements alone.
 
-The M-step trains a denoiser on images, one for every scan; the E-step draws these images anew from the posterior of each
-scan under the current prior:
+The M-step trains a denoiser on images, one for every scan; the E-step draws these images anew from the posterior of
+each scan under the current prior:
 
-.. math:: x_i \sim p_\theta(x \mid y_i), \qquad \theta \leftarrow \arg\min \textstyle\sum_i E \| D_\theta(x_i + s n, s) - x_i \|^2
+.. math:: x_i \sim p_\theta(x \mid y_i), \qquad
+          \theta \leftarrow \arg\min \textstyle\sum_i E \| D_\theta(x_i + s n, s) - x_i \|^2
 
 (Rozet et al. 2024, arXiv:2405.13712). It starts here from L1-wavelet reconstructions, whose regularisation is chosen by
 predicting held-out measured rows, and the optimiser goes on from lap to lap. Nothing but measurements is read.
@@ -42,7 +43,9 @@ def starting_images(store: Store, progress: bool) -> Tensor:
     """L1-wavelet reconstructions of every scan, ``(scan, channel, *spatial)``, in normalised units."""
     some = store.read(slice(0, 16))
     lam = tune_held_out(lambda m, lam: l1_wavelet_batch(m, lam, wavelet=WAVELET), some, REGULARISATIONS)
-    return _every_scan(store, lambda m: l1_wavelet_batch(m, lam, wavelet=WAVELET), "L1-wavelet reconstructions to start from", progress)
+    return _every_scan(
+        store, lambda m: l1_wavelet_batch(m, lam, wavelet=WAVELET), "L1-wavelet reconstructions to start from", progress
+    )
 
 
 def posterior_images(prior: Prior, store: Store, lap: int, progress: bool) -> Tensor:

@@ -107,7 +107,9 @@ class Prior:
         """
         if isinstance(self.denoiser, AmbientDenoiser):
             if operator is None:
-                raise ConfigError("a prior of method 'ambient' samples through a mask: give operator=, that of as many scans")
+                raise ConfigError(
+                    "a prior of method 'ambient' samples through a mask: give operator=, that of as many scans"
+                )
             blank = torch.zeros(1, *self.image_shape, dtype=self.dtype, device=self.device)
             streams = [stream(seed, image) for image in range(count)]
             denoiser: Denoiser = FixedMask.thinned(self.denoiser, operator, blank, self.config.thinning, streams)
@@ -137,7 +139,7 @@ class Prior:
 def build_denoiser(
     config: TrainConfig, image_shape: tuple[int, ...], is_complex: bool, network: nn.Module | None = None
 ) -> Denoiser | AmbientDenoiser:
-    """The untrained network that a configuration asks for, or a given one in its place."""
+    """Build the untrained network that a configuration asks for, around a given module if there is one."""
     channels = image_shape[0] * (2 if is_complex else 1)
     ambient = config.method == "ambient"
     if config.sigma_data is None:
@@ -159,7 +161,9 @@ def resolve_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         text = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r} cannot be used ({text}); use auto, cpu or one that this machine has") from None
+        raise ConfigError(
+            f"device {name!r} cannot be used ({text}); use auto, cpu or one that this machine has"
+        ) from None
     return device
 
 
@@ -185,7 +189,9 @@ def load_prior(run: Path | str, device: str = "auto", network: nn.Module | None 
         raise NotFoundError(f"no run at {run}; `ambient-sci train STORE --out {run}` makes one")
     path = run / "prior.safetensors" if run.is_dir() else run
     if not path.exists():
-        raise NotFoundError(f"no prior.safetensors in {run}: not a run, or one that has not reached its first checkpoint")
+        raise NotFoundError(
+            f"no prior.safetensors in {run}: not a run, or one that has not reached its first checkpoint"
+        )
     tensors, header = load_tensors(path)
     target = resolve_device(device)
     try:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -92,7 +91,7 @@ def reconstruct(
     if samples < 2:
         raise ConfigError(f"samples must be at least 2 for a standard deviation, got {samples}")
     index = np.arange(len(store)) if scans is None else np.atleast_1d(np.arange(len(store))[scans])
-    options = {"method": method, "steps": steps, "iterations": iterations, "guidance": guidance}
+    options: dict[str, Any] = {"method": method, "steps": steps, "iterations": iterations, "guidance": guidance}
     options |= {"solver": solver, "eta": eta, "seed": seed}
     attrs = _provenance(prior, store, samples, options)
     writer = None if out is None else _Writer(Path(out), overwrite)
@@ -103,7 +102,7 @@ def reconstruct(
     try:
         for chunk in tqdm(chunks, desc="posterior samples", unit="batch", disable=not progress):
             measurement = store.read(chunk).to(prior.device)
-            drawn = draw_posterior(prior, measurement, samples, **options).cpu()  # type: ignore[arg-type]
+            drawn = draw_posterior(prior, measurement, samples, **options).cpu()
             scale = measurement.scale.cpu().reshape(-1, *[1] * (drawn.ndim - 1))
             part = _dataset(drawn * scale, chunk, store, attrs)
             if writer is None:
@@ -196,7 +195,8 @@ class _Writer:
         if self.path.exists():
             shutil.rmtree(self.path)
         self.partial.rename(self.path)
-        return xarray.open_zarr(self.path, consolidated=False)
+        written: xarray.Dataset = xarray.open_zarr(self.path, consolidated=False)
+        return written
 
     def abandon(self) -> None:
         shutil.rmtree(self.partial, ignore_errors=True)
@@ -215,7 +215,7 @@ def open_reconstruction(path: Path | str) -> "xarray.Dataset":
     if not Path(path).exists():
         raise NotFoundError(f"no reconstruction at {path}")
     try:
-        dataset = xarray.open_zarr(path, consolidated=False)
+        dataset: xarray.Dataset = xarray.open_zarr(path, consolidated=False)
     except (OSError, ValueError, KeyError) as error:
         raise StoreError(f"{path} is not a reconstruction: {str(error).splitlines()[0]}") from error
     if dataset.attrs.get("title") != TITLE:

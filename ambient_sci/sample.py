@@ -12,6 +12,7 @@ evaluations. Posterior methods are denoisers too (`ambient_sci.posterior`): the 
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -73,7 +74,7 @@ def sample(
     x = steps[0] * noise(0)
     if start is not None:
         x = x + start
-    for k, (s, t) in enumerate(tqdm(list(zip(steps, steps[1:], strict=False)), desc=progress, disable=progress is None)):
+    for k, (s, t) in enumerate(tqdm(list(pairwise(steps)), desc=progress, disable=progress is None)):
         denoised = _evaluate(denoiser, x, s)
         up = eta * t * (1 - (t / s) ** 2) ** 0.5
         down = (t**2 - up**2) ** 0.5

@@ -1,8 +1,8 @@
 r"""Training: one function that reads top to bottom.
 
-State is counted in images. A run is a folder; running the same command again resumes it, and a run that was killed ends
-with the weights of one that was not: batches, noise levels, noise and hidden rows of a step follow from the seed and the
-number of images seen, and everything else is in the checkpoint.
+State is counted in images. A run is a folder; running the same command again resumes it, and a run that was killed
+ends with the weights of one that was not: batches, noise levels, noise and hidden rows of a step follow from the seed
+and the number of images seen, and everything else is in the checkpoint.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ from ambient_sci.datasets.loader import batch_indices, batches
 from ambient_sci.datasets.store import Store, open_store
 from ambient_sci.errors import CheckpointError, ConfigError, DataError, OutputError
 from ambient_sci.measurement import Measurement
+from ambient_sci.network import best_precision
 from ambient_sci.objectives import ambient_loss, denoising_loss
 from ambient_sci.prior import Prior, build_denoiser, resolve_device
-from ambient_sci.network import best_precision
 from ambient_sci.schedule import training_levels
 from ambient_sci.seeding import stream
 
@@ -86,7 +86,9 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
     seen = _resume(run, denoiser, average, optimizer, learner) if started else 0
 
     losses: list[Tensor] = []
-    bar = tqdm(total=config.images, initial=seen, unit="image", desc=f"training ({config.method})", disable=not progress)
+    bar = tqdm(
+        total=config.images, initial=seen, unit="image", desc=f"training ({config.method})", disable=not progress
+    )
     while seen < config.images:
         learner.prepare(seen, prior)
         rate = learning_rate(config, seen)
@@ -239,7 +241,9 @@ def _start_run(run: Path, config: TrainConfig) -> bool:
         changed = [k for k, v in config.model_dump().items() if k not in CONTINUABLE and str(old[k]) != str(v)]
         if changed:
             text = ", ".join(f"{k} (was {old[k]}, now {getattr(config, k)})" for k in changed)
-            raise ConfigError(f"the run in {run} was started with other options: {text}; give another --out, or the same options")
+            raise ConfigError(
+                f"the run in {run} was started with other options: {text}; give another --out, or the same options"
+            )
     elif run.exists() and any(run.iterdir()):
         raise OutputError(f"{run} exists and is not a run; choose another folder for the run")
     with replacing(path) as partial:
@@ -253,8 +257,8 @@ def _average(average: nn.Module, denoiser: nn.Module, config: TrainConfig, seen:
     with torch.no_grad():
         for a, b in zip(average.parameters(), denoiser.parameters(), strict=True):
             a.lerp_(b, 1 - keep)
-        for a, b in zip(average.buffers(), denoiser.buffers(), strict=True):
-            a.copy_(b)
+        for old, new in zip(average.buffers(), denoiser.buffers(), strict=True):
+            old.copy_(new)
 
 
 def _save(

@@ -173,7 +173,9 @@ def _open_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
         if overwrite:
             shutil.rmtree(out)
         elif mark.read_text() != text:
-            raise OutputError(f"{out} holds a demonstration with other settings; choose another --out, or pass --overwrite")
+            raise OutputError(
+                f"{out} holds a demonstration with other settings; choose another --out, or pass --overwrite"
+            )
         elif (out / "metrics.json").exists():
             raise OutputError(f"{out} holds a finished demonstration; choose another --out, or pass --overwrite")
     with replacing(mark) as partial:
@@ -183,7 +185,10 @@ def _open_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
 def _measure(out: Path, size: DemoSize, seed: int, progress: bool) -> tuple[Store, Store]:
     """Measure both cohorts, each slice once; what an interrupted run has measured is kept."""
     paths = out / "scans.zarr", out / "held-out.zarr"
-    cohorts = (size.subjects, size.slices, 0), (size.tuning_subjects + size.scored_subjects, size.held_out_slices, FIRST_HELD_OUT)
+    cohorts = (
+        (size.subjects, size.slices, 0),
+        (size.tuning_subjects + size.scored_subjects, size.held_out_slices, FIRST_HELD_OUT),
+    )
     for path, (subjects, slices, first) in zip(paths, cohorts, strict=True):
         if path.exists():
             continue
@@ -219,7 +224,11 @@ def _classical(held_out: Store, first_scored: int, progress: bool) -> tuple[dict
         bar.update()
         kind = tune(wavelet, tuning, known, WAVELETS)
         bar.update()
-        columns = {"zero-filled": zero_filled(scored), "CG-SENSE": ridge(scored, lam), "L1-wavelet": wavelet(scored, kind)}
+        columns = {
+            "zero-filled": zero_filled(scored),
+            "CG-SENSE": ridge(scored, lam),
+            "L1-wavelet": wavelet(scored, kind),
+        }
         bar.update()
     chosen = {"CG-SENSE": {"regularisation": lam}, "L1-wavelet": {"wavelet": kind[0], "regularisation": kind[1]}}
     return {name: images * _per_image(scored.scale) for name, images in columns.items()}, chosen
@@ -249,24 +258,30 @@ def _report(
     verdict = f"{abs(change):.0f}% {'below' if change > 0 else 'above'}"
     covered = metrics["coverage"]
     levels = [float(level) for level in covered]
+    level = list(covered)[1]
     summary = [
         f"A diffusion prior was learned from {size.subjects * size.slices} undersampled, noisy scans (acceleration "
-        f"{size.acceleration:g}, 8 coils, noise {size.noise:g} of the brightest tissue), none of which was ever seen whole. "
-        f"Scans of {size.scored_subjects} other subjects were then reconstructed.",
-        f"The error (NRMSE) of the posterior mean is {verdict} that of L1-wavelet compressed sensing tuned on other scans, "
-        f"from the same measurements and coil maps. The {100 * levels[1]:.0f}% intervals of its samples hold the known value "
-        f"in {100 * covered[str(levels[1])]:.0f}% of the pixels of the head.",
+        f"{size.acceleration:g}, 8 coils, noise {size.noise:g} of the brightest tissue), none of which was ever seen "
+        f"whole. Scans of {size.scored_subjects} other subjects were then reconstructed.",
+        f"The error (NRMSE) of the posterior mean is {verdict} that of L1-wavelet compressed sensing tuned on other "
+        f"scans, from the same measurements and coil maps. The {100 * float(level):.0f}% intervals of its samples hold "
+        f"the known value in {100 * covered[level]:.0f}% of the pixels of the head.",
     ]
     images = prior.sample(16, 16).cpu()[:, 0]
     log = [json.loads(line) for line in (out / "run" / "log.jsonl").read_text().splitlines()]
     figures = [
         ("Reconstructions of held-out scans, and their errors on a finer scale.", figure),
-        ("How often intervals hold the known value, against how often they claim to.", calibration_figure(levels, list(covered.values()))),
+        (
+            "How often intervals hold the known value, against how often they claim to.",
+            calibration_figure(levels, list(covered.values())),
+        ),
         ("Images drawn from the learned prior: no scan behind them.", samples_grid(images)),
         ("Loss in training.", training_curve(log)),
     ]
     titles = {"nrmse": "NRMSE", "psnr": "PSNR / dB", "ssim": "SSIM"}
-    rows = [{"method": name, **{titles[key]: value for key, value in numbers.items()}} for name, numbers in methods.items()]
+    rows = [
+        {"method": name, **{titles[key]: value for key, value in numbers.items()}} for name, numbers in methods.items()
+    ]
     return write_report(
         out / "report.html",
         "From undersampled scans to reconstructions with error bars",
@@ -274,7 +289,14 @@ def _report(
         rows,
         figures,
         settings={**asdict(size), "chosen": metrics["chosen"]},
-        provenance={"ambient-sci": ambient_sci.__version__, "torch": torch.__version__, "prior": prior.fingerprint(), **prior.trained_on},
-        warnings=["This was a quick run, to see that everything works. Its result is not one to judge."] if quick else [],
+        provenance={
+            "ambient-sci": ambient_sci.__version__,
+            "torch": torch.__version__,
+            "prior": prior.fingerprint(),
+            **prior.trained_on,
+        },
+        warnings=["This was a quick run, to see that everything works. Its result is not one to judge."]
+        if quick
+        else [],
         best={"NRMSE": "min", "PSNR / dB": "max", "SSIM": "max"},
     )

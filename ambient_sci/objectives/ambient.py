@@ -11,9 +11,9 @@ On rows of :math:`A` that are not in :math:`\tilde A` the noise of :math:`y` is 
 .. math:: E[y \mid y_s] = (1 - r)\, A\, E[x_0 \mid y_s] + r\, y_s, \qquad r = \sigma_y^2 / s^2
 
 and the unbiased loss is :math:`\| (1 - r) A h + r y_s - y \|^2`. If :math:`E[A^H A \mid \tilde A]` has full rank, the
-minimiser is :math:`E[x_0 \mid \tilde A, \tilde A y_s]`. At :math:`\sigma_y = 0` this is Ambient Diffusion (Daras et al. 2023,
-arXiv:2305.19256); the correction on shared rows is that of Daras et al. 2024 (arXiv:2404.10177) for fully measured
-images.
+minimiser is :math:`E[x_0 \mid \tilde A, \tilde A y_s]`. At :math:`\sigma_y = 0` this is Ambient Diffusion (Daras et
+al. 2023, arXiv:2305.19256); the correction on shared rows is that of Daras et al. 2024 (arXiv:2404.10177) for fully
+measured images.
 """
 
 import torch

@@ -34,6 +34,6 @@ def denoising_loss(
         Source of the noise.
     """
     noisy = images + per_image(sigma, images) * randn_like(images, generator)
-    error = denoiser(noisy, sigma) - images
+    error: Tensor = denoiser(noisy, sigma) - images
     weight = 1 / sigma**2 + 1 / sigma_data**2
     return weight * error.abs().square().flatten(1).mean(1)

@@ -1,13 +1,13 @@
 r"""Ambient diffusion posterior sampling (A-DPS).
 
-An ambient network denoises the state as seen through a fixed further-corrupted operator (`FixedMask`), and the data pull
-the state towards agreement with everything that was measured:
+An ambient network denoises the state as seen through a fixed further-corrupted operator (`FixedMask`), and the data
+pull the state towards agreement with everything that was measured:
 
 .. math:: D_y = D + \zeta \, \frac{s^2}{s^2 + \sigma_y^2} \, J^T A^H (y - A D), \qquad J = \partial D / \partial x_s
 
-(Aali et al. 2025, arXiv:2403.08728, after diffusion posterior sampling, Chung et al. 2023, arXiv:2209.14687). The published
-method takes a gradient step of fixed length at every step of the sampler; here the pull is scaled by the noise level
-instead, as for a Gaussian likelihood of variance :math:`s^2 + \sigma_y^2`, so that it does not depend on how many steps
+(Aali et al. 2025, arXiv:2403.08728, after diffusion posterior sampling, Chung et al. 2023, arXiv:2209.14687). The
+published method takes a gradient step of fixed length at every step of the sampler; here the pull is scaled by the
+noise level instead, as for a Gaussian likelihood of variance :math:`s^2 + \sigma_y^2`, so that it does not depend on how many steps
 are taken. It ignores the covariance that MMPS solves for: spreads are approximate.
 """
 
@@ -49,4 +49,5 @@ class ADPS(Denoiser):
             mean = self.denoiser(x, sigma)
             pull = operator.adjoint(weight * (y - operator(mean.detach())) * operator.rows)
             step = torch.autograd.grad(mean, x, pull)[0]
-        return mean.detach() + self.guidance * per_image(sigma, x) ** 2 * step
+        result: Tensor = mean.detach() + self.guidance * per_image(sigma, x) ** 2 * step
+        return result

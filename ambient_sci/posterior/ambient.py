@@ -29,8 +29,8 @@ class AmbientDenoiser(nn.Module):
 
     .. math:: (\tilde A^H \tilde A + \lambda) x = \tilde A^H y_s + \lambda z, \qquad \lambda = s^2 e^a / \sigma_d^2
 
-    with a learned :math:`a`: what was measured enters through the operator, of which a convolutional network sees little,
-    and the network :math:`z` fills in the rest (Aggarwal et al. 2019, MoDL, arXiv:1712.02862).
+    with a learned :math:`a`: what was measured enters through the operator, of which a convolutional network sees
+    little, and the network :math:`z` fills in the rest (Aggarwal et al. 2019, MoDL, arXiv:1712.02862).
 
     Parameters
     ----------
@@ -95,12 +95,17 @@ class FixedMask(Denoiser):
 
     @classmethod
     def thinned(
-        cls, ambient: AmbientDenoiser, operator: LinearOperator, blank: Tensor, fraction: float, generators: Sequence[torch.Generator]
+        cls,
+        ambient: AmbientDenoiser,
+        operator: LinearOperator,
+        blank: Tensor,
+        fraction: float,
+        generators: Sequence[torch.Generator],
     ) -> "FixedMask":
         """Thin each scan's operator as training did.
 
-        ``blank`` is an image of zeros ``(1, channel, *spatial)``. Each scan has a generator of its own, so that results do
-        not depend on what else is in the batch.
+        ``blank`` is an image of zeros ``(1, channel, *spatial)``. Each scan has a generator of its own, so that
+        results do not depend on what else is in the batch.
         """
         thin = [operator[i].thin(fraction, generator) for i, generator in enumerate(generators)]
         missing = [one.lift(blank, generator) for one, generator in zip(thin, generators, strict=True)]

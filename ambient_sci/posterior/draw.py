@@ -58,7 +58,9 @@ def draw_posterior(
     progress
         Label of a progress bar.
     """
-    shape = tuple(measurement.operator.adjoint(measurement.y[:1] if len(measurement.operator) == 1 else measurement.y).shape[1:])
+    shape = tuple(
+        measurement.operator.adjoint(measurement.y[:1] if len(measurement.operator) == 1 else measurement.y).shape[1:]
+    )
     if shape != prior.image_shape or measurement.y.is_complex() != prior.is_complex:
         raise ConfigError(
             f"the prior is one of {'complex' if prior.is_complex else 'real'} images of shape {prior.image_shape}, "
@@ -87,4 +89,4 @@ def draw_posterior(
         return scan_noise(prior.image_shape, prior.dtype, seed, torch.cat([step, labels], 1)).to(prior.device)
 
     images = sample(posterior, noise, levels, solver, eta, progress=progress)
-    return images.unflatten(0, (len(measurement), samples))
+    return images.reshape(len(measurement), samples, *prior.image_shape)

@@ -54,7 +54,7 @@ class MMPS(Denoiser):
             # the Jacobian of an exact denoiser is symmetric, so that its transpose, which autograd gives, is as good
             return scale * torch.autograd.grad(mean, x, w, retain_graph=True)[0]
 
-        denoised = mean.detach()
+        denoised: Tensor = mean.detach()
         with torch.no_grad():
             v = conjugate_gradient(
                 lambda v: variance * v + operator(covariance(operator.adjoint(v))),

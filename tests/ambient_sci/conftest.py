@@ -11,7 +11,15 @@ import torch
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets import simulate
 
-SMALL: dict[str, Any] = {"images": 192, "batch": 16, "widths": (32, 32), "checkpoint": 48, "laps": 1, "em_steps": 3, "precision": "fp32"}
+SMALL: dict[str, Any] = {
+    "images": 192,
+    "batch": 16,
+    "widths": (32, 32),
+    "checkpoint": 48,
+    "laps": 1,
+    "em_steps": 3,
+    "precision": "fp32",
+}
 
 
 def make_blobs(count: int, size: int = 16, seed: int = 0) -> np.ndarray:

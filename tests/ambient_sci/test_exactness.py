@@ -78,7 +78,12 @@ def problem() -> tuple[Measurement, Tensor, Tensor]:
     FixedThinning.shown = shown.reshape(1, *SHAPE)
     measurement = scans(count, covariance, torch.maximum(shown.expand(count, N), others), generator, FixedThinning)
     rows = torch.diag(shown)
-    exact = covariance @ rows @ torch.linalg.inv(rows @ covariance @ rows + LEVEL**2 * torch.eye(N, dtype=torch.float64)) @ rows
+    exact = (
+        covariance
+        @ rows
+        @ torch.linalg.inv(rows @ covariance @ rows + LEVEL**2 * torch.eye(N, dtype=torch.float64))
+        @ rows
+    )
     return measurement, exact, shown
 
 
@@ -232,7 +237,9 @@ def test_mmps_reproduces_a_gaussian_posterior(kind: str, solver: str, eta: float
 
     basis = torch.eye(N, dtype=dtype).reshape(N, *SHAPE)
     matrix = operator.repeat(N)(basis).flatten(1).mT
-    truth = (torch.linalg.cholesky(covariance).to(dtype) @ randn_like(torch.zeros(N, dtype=dtype), generator)).reshape(1, *SHAPE)
+    truth = (torch.linalg.cholesky(covariance).to(dtype) @ randn_like(torch.zeros(N, dtype=dtype), generator)).reshape(
+        1, *SHAPE
+    )
     y = operator(truth)
     y = y + NOISE * randn_like(y, generator) * operator.rows
     # measured rows only; the dense posterior in image space

@@ -64,7 +64,9 @@ def test_oracle_needs_references(store_path: Path, tmp_path: Path, small: dict[s
 
 
 @pytest.mark.parametrize("method", ["em", "ambient"])
-def test_a_killed_run_ends_with_the_same_weights(method: str, store_path: Path, tmp_path: Path, small: dict[str, Any]) -> None:
+def test_a_killed_run_ends_with_the_same_weights(
+    method: str, store_path: Path, tmp_path: Path, small: dict[str, Any]
+) -> None:
     options = {**small, "images": 400, "widths": [32, 32], "method": method}
     options_file = tmp_path / "options.json"
     options_file.write_text(json.dumps(options))
@@ -136,14 +138,16 @@ def test_learning_lowers_the_loss(run_path: Path) -> None:
 def test_masks_of_real_images_train_too(tmp_path: Path, small: dict[str, Any], blobs: Any) -> None:
     simulate(blobs(24), tmp_path / "pixels.h5", operator="mask", keep=0.6, noise=0.0)
     for method in ("em", "ambient"):
-        prior = train(TrainConfig(store=tmp_path / "pixels.h5", out=tmp_path / method, method=method, **small), progress=False)
+        prior = train(
+            TrainConfig(store=tmp_path / "pixels.h5", out=tmp_path / method, method=method, **small), progress=False
+        )
         assert not prior.is_complex
 
 
 def test_unknown_and_impossible_options() -> None:
     with pytest.raises(ConfigError, match="unknown option 'lr'; the options are"):
         TrainConfig(store="a", out="b", lr=1)
-    with pytest.raises(ConfigError, match="'images'.*greater than or equal to 1, got 0"):
+    with pytest.raises(ConfigError, match=r"'images'.*greater than or equal to 1, got 0"):
         TrainConfig(store="a", out="b", images=0)
     with pytest.raises(ConfigError, match="'store' is missing"):
         TrainConfig(out="b")

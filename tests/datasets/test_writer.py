@@ -221,7 +221,7 @@ def test_values_that_are_no_measurement(tmp_path, container, draw):
     with pytest.raises(DataError, match="reference/image of scan 8 has NaN"):
         append_all(tmp_path / "a", (sense, draw("sense")[1]), (sense, x))
     flat = Measurement(sense.y, sense.operator, 1.0, scale=torch.tensor([1, 1, 0, 1, 1.0]))
-    with pytest.raises(DataError, match="scale must be above zero, got 0.0"):
+    with pytest.raises(DataError, match="scale must be above zero"):
         append_all(tmp_path / "a", (flat,))
     with pytest.raises(DataError, match="no scans were given"), StoreWriter(tmp_path / f"a.{container}"):
         pass
