@@ -219,7 +219,7 @@ def _train_signature() -> inspect.Signature:
         accepted = (field.annotation, *get_args(field.annotation))
         kind: Any = next((known for known in (int, float, str) if known in accepted), str)
         if name == "method":
-            kind = StrEnum("Method", [str(value) for value in get_args(Method)])  # type: ignore[misc]
+            kind = StrEnum("Method", [str(value) for value in get_args(Method)])  # type: ignore[misc,no-redef]
         shown = " ".join(map(str, field.default)) if several else field.default
         option = typer.Option(help=field.description, show_default="automatic" if shown is None else str(shown))
         annotation = list[int] if several else Optional[kind]  # noqa: UP045

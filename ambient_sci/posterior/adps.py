@@ -7,8 +7,8 @@ pull the state towards agreement with everything that was measured:
 
 (Aali et al. 2025, arXiv:2403.08728, after diffusion posterior sampling, Chung et al. 2023, arXiv:2209.14687). The
 published method takes a gradient step of fixed length at every step of the sampler; here the pull is scaled by the
-noise level instead, as for a Gaussian likelihood of variance :math:`s^2 + \sigma_y^2`, so that it does not depend on how many steps
-are taken. It ignores the covariance that MMPS solves for: spreads are approximate.
+noise level instead, as for a Gaussian likelihood of variance :math:`s^2 + \sigma_y^2`, so that it does not depend on
+how many steps are taken. It ignores the covariance that MMPS solves for: spreads are approximate.
 """
 
 import torch
