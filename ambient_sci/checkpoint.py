@@ -8,6 +8,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ambient_sci.errors import CheckpointError, NotFoundError, OutputError
 
-__all__ = ["CHECKPOINT_VERSION", "load_tensors", "replacing", "save_tensors"]
+__all__ = ["CHECKPOINT_VERSION", "load_tensors", "output_error", "replacing", "save_tensors"]
 
 CHECKPOINT_VERSION = 1
 
@@ -42,10 +43,23 @@ def replacing(path: Path) -> Iterator[Path]:
             raise
         # safetensors reports what the system said in its text only
         if isinstance(error, OSError) or "os error" in str(error):
-            full = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
-            reason = "the disk is full" if full else str(error)
-            raise OutputError(f"cannot write {path}: {reason}; what was there before is untouched") from error
+            raise output_error(path, error) from error
         raise
+
+
+def output_error(path: Path, error: BaseException) -> OutputError:
+    """Say in one line why ``path`` could not be written."""
+    found = re.search(r"os error (\d+)", str(error))
+    number = int(found[1]) if found else getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        reason = "the disk is full; free space or choose another path"
+    elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        reason = "no permission; choose another path"
+    elif number in (errno.ENOTDIR, errno.EEXIST):
+        reason = "a file is in the way of its folder; choose another path"
+    else:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return OutputError(f"cannot write {path}: {reason}")
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:

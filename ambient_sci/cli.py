@@ -5,6 +5,7 @@ its traceback.
 """
 
 import inspect
+import io
 import json
 import sys
 from enum import StrEnum
@@ -21,15 +22,15 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     help="Learn diffusion priors from corrupted measurements, and reconstruct with error bars.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-imports = typer.Typer(help="Bring measured data into a store.", no_args_is_help=True, rich_markup_mode=None)
+imports = typer.Typer(help="Bring measured data into a store.", rich_markup_mode=None)
 app.add_typer(imports, name="import")
+_UsageError: Any = typer.BadParameter.__mro__[1]  # click's, which typer carries inside
 
-Seed = Annotated[int, typer.Option(help="seed of everything random")]
+Seed = Annotated[int, typer.Option(min=0, help="seed of everything random")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is already there")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
@@ -38,13 +39,19 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
 def main() -> None:
     """Entry point of the ``ambient-sci`` command."""
     try:
-        app()
+        status = app(prog_name="ambient-sci", standalone_mode=False)
     except AmbientError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        status = _refuse(str(error))
+    except _UsageError as error:
+        status = _refuse(f"{error.format_message()} (see `{error.ctx.command_path} --help`)")
+    if status == 130:
         print("interrupted; the same command resumes a training", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(status)
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
 
 
 def examples(*lines: str) -> str:
@@ -53,11 +60,21 @@ def examples(*lines: str) -> str:
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+def root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="print the version")] = False
+) -> None:
     """Learn diffusion priors from corrupted measurements, and reconstruct with error bars."""
     if version:
         print(__version__)
         raise typer.Exit
+    _help_without_command(context)
+
+
+@imports.callback(invoke_without_command=True)
+def _help_without_command(context: typer.Context) -> None:
+    """Bring measured data into a store."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command(epilog=examples("ambient-sci demo", "ambient-sci demo --quick --out /scratch/try"))
@@ -189,8 +206,8 @@ def _read_config(path: Path | None) -> dict[str, Any]:
         raise NotFoundError(f"no configuration at {path}")
     try:
         options = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is not a readable file of JSON: {error}") from None
     if not isinstance(options, dict):
         raise ConfigError(f"{path} must hold an object of options, got {type(options).__name__}")
     return options
@@ -275,8 +292,10 @@ def sample(
         scans = open_store(store or prior.config.store)
         operator = scans.read(np.arange(count) % len(scans)).operator.to(prior.device)
     images = prior.sample(count, steps, solver, seed, operator, None if quiet else "sampling").cpu()  # type: ignore[arg-type]
-    with replacing(paths[0]) as partial, partial.open("wb") as file:
-        np.save(file, images.numpy())
+    array = io.BytesIO()  # NumPy does not say so when a disk is full
+    np.save(array, images.numpy())
+    with replacing(paths[0]) as partial:
+        partial.write_bytes(array.getbuffer())
     with replacing(paths[1]) as partial:
         samples_grid(images[:, 0]).savefig(partial, format="png", dpi=150)
     print(f"wrote {paths[0]} and {paths[1]}")

@@ -4,8 +4,9 @@ Durations are counted in images (scans shown to the network), not in epochs or s
 sizes or store sizes compare.
 """
 
+import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -28,12 +29,14 @@ class TrainConfig(BaseModel):
     out: Path = Field(description="folder of the run; run again to resume")
     method: Method = Field("em", description="em, ambient, or oracle (needs clean references: simulation only)")
     images: int = Field(20_000, ge=1, description="length of the training, in images")
-    batch: int = Field(32, ge=1, description="images in a batch")
+    batch: int = Field(8, ge=1, description="images in a batch")
     seed: int = Field(0, ge=0, description="seed of everything random in the run")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="arithmetic of the network alone")
 
-    widths: tuple[int, ...] = Field((64, 96, 128), description="channels of each level of the U-Net, multiples of 32")
+    widths: tuple[Annotated[int, Field(ge=32, multiple_of=32)], ...] = Field(
+        (64, 96, 128), min_length=1, description="channels of each level of the U-Net, multiples of 32"
+    )
     blocks: int = Field(1, ge=1, description="residual blocks per level")
     patch: int = Field(2, ge=1, description="side of the pixel blocks that the stem folds into channels")
     sigma_data: float | None = Field(
@@ -41,8 +44,8 @@ class TrainConfig(BaseModel):
     )
 
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
-    warmup: int = Field(1_000, ge=0, description="images over which the learning rate rises")
-    ema: int = Field(2_000, ge=1, description="half-life of the averaged weights, in images")
+    warmup: int = Field(500, ge=0, description="images over which the learning rate rises")
+    ema: int = Field(1_000, ge=1, description="half-life of the averaged weights, in images")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     checkpoint: int = Field(4_000, ge=1, description="images between checkpoints")
 
@@ -53,7 +56,8 @@ class TrainConfig(BaseModel):
     start_images: int | None = Field(
         None, ge=1, description="em: images before the first lap; an equal share if not given"
     )
-    em_steps: int = Field(16, ge=1, description="em: sampler steps of the posterior samples")
+    em_level: float = Field(1.5, gt=0, description="em: noise from which samples are renewed, in units of sigma_data")
+    em_steps: int = Field(8, ge=1, description="em: sampler steps of the posterior samples")
     em_iterations: int = Field(2, ge=1, description="em: conjugate gradient iterations of the posterior samples")
 
     def __init__(self, **options: Any) -> None:
@@ -65,10 +69,10 @@ class TrainConfig(BaseModel):
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Read what `model_dump_json` wrote."""
-        import json
-
-        options = json.loads(text)
-        return cls(**options)
+        try:
+            return cls(**json.loads(text))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ConfigError(f"the saved options of the run are damaged: {error}") from None
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:

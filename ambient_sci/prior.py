@@ -68,9 +68,14 @@ class Prior:
         """Type of the images."""
         return torch.complex64 if self.is_complex else torch.float32
 
-    def levels(self, steps: int, sigma_min: float | None = None) -> Tensor:
-        """Noise levels for sampling, from far above to far below the data's own scale."""
-        return edm_levels(steps, sigma_min or 0.02 * self.sigma_data, 50 * self.sigma_data)
+    def levels(self, steps: int, sigma_max: float | None = None) -> Tensor:
+        """Noise levels for sampling, from far above (or a given level) to far below the data's own scale.
+
+        An ambient network is not taken below the noise of the measurements that it was trained on.
+        """
+        ambient = isinstance(self.denoiser, AmbientDenoiser)
+        floor = float(self.trained_on.get("noise_std", 0)) if ambient else 0.0
+        return edm_levels(steps, max(0.02 * self.sigma_data, floor), sigma_max or 50 * self.sigma_data)
 
     def fingerprint(self) -> str:
         """Hash of the weights, for provenance."""
@@ -110,19 +115,20 @@ class Prior:
                 raise ConfigError(
                     "a prior of method 'ambient' samples through a mask: give operator=, that of as many scans"
                 )
+            if len(operator) != count:
+                raise ConfigError(f"operator must hold one scan for each of {count} images, got {len(operator)}")
             blank = torch.zeros(1, *self.image_shape, dtype=self.dtype, device=self.device)
             streams = [stream(seed, image) for image in range(count)]
             denoiser: Denoiser = FixedMask.thinned(self.denoiser, operator, blank, self.config.thinning, streams)
-            levels = self.levels(steps, max(0.02 * self.sigma_data, float(self.trained_on.get("noise_std", 0))))
         else:
-            denoiser, levels = self.denoiser, self.levels(steps)
+            denoiser = self.denoiser
         images = torch.arange(count)
 
         def noise(k: int) -> Tensor:
             labels = torch.stack([torch.full_like(images, k), images], 1)
             return scan_noise(self.image_shape, self.dtype, seed, labels).to(self.device)
 
-        return sample(denoiser, noise, levels, solver, progress=progress)
+        return sample(denoiser, noise, self.levels(steps), solver, progress=progress)
 
     def save(self, path: Path) -> None:
         """Write ``prior.safetensors``."""
@@ -148,7 +154,7 @@ def build_denoiser(
         if len(image_shape) != 3:
             raise ConfigError(f"the built-in U-Net takes 2-D images, got shape {image_shape}: pass network=")
         inputs = 3 * channels if ambient else channels
-        network = UNet(inputs, channels, config.widths, config.blocks, config.patch, config.precision)
+        network = UNet(inputs, channels, config.widths, config.blocks, config.patch, precision=config.precision)
     if ambient:
         return AmbientDenoiser(network, config.sigma_data, config.consistency_steps)
     return EDMDenoiser(network, config.sigma_data)
@@ -200,10 +206,9 @@ def load_prior(run: Path | str, device: str = "auto", network: nn.Module | None 
         config = config.model_copy(update={"precision": best_precision(target)})
         denoiser = build_denoiser(config, tuple(header["image_shape"]), header["is_complex"], network)
         denoiser.load_state_dict(tensors)
-    except (KeyError, RuntimeError, ConfigError) as error:
+        shape, trained_on, images = tuple(header["image_shape"]), header["trained_on"], int(header["images"])
+    except (KeyError, TypeError, RuntimeError, ConfigError) as error:
         text = str(error).splitlines()[0]
         raise CheckpointError(f"{path} does not fit the network that its options describe: {text}") from error
     denoiser.to(target).eval().requires_grad_(False)
-    return Prior(
-        denoiser, tuple(header["image_shape"]), header["is_complex"], config, header["trained_on"], header["images"]
-    )
+    return Prior(denoiser, shape, header["is_complex"], config, trained_on, images)

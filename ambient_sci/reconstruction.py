@@ -25,8 +25,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import ambient_sci
+from ambient_sci.checkpoint import output_error
+from ambient_sci.datasets.containers import FAULTS, brief
 from ambient_sci.datasets.store import Indices, Store, open_store
-from ambient_sci.errors import ConfigError, NotFoundError, OutputError, StoreError
+from ambient_sci.errors import ConfigError, DataError, NotFoundError, OutputError, StoreError
 from ambient_sci.posterior.draw import PosteriorMethod, draw_posterior
 from ambient_sci.prior import Prior, load_prior
 from ambient_sci.sample import Solver
@@ -90,7 +92,7 @@ def reconstruct(
     store = store if isinstance(store, Store) else open_store(store)
     if samples < 2:
         raise ConfigError(f"samples must be at least 2 for a standard deviation, got {samples}")
-    index = np.arange(len(store)) if scans is None else np.atleast_1d(np.arange(len(store))[scans])
+    index = _numbers(store, slice(None) if scans is None else scans)
     options: dict[str, Any] = {"method": method, "steps": steps, "iterations": iterations, "guidance": guidance}
     options |= {"solver": solver, "eta": eta, "seed": seed}
     attrs = _provenance(prior, store, samples, options)
@@ -109,15 +111,26 @@ def reconstruct(
                 parts.append(part)
             else:
                 writer.append(part)
+        if writer is not None:
+            return writer.finish()
     except BaseException:
         if writer is not None:
             writer.abandon()
         raise
-    if writer is not None:
-        return writer.finish()
     import xarray
 
     return xarray.concat(parts, "scan", data_vars="minimal", coords="minimal", compat="override", join="override")
+
+
+def _numbers(store: Store, scans: Indices) -> NDArray[Any]:
+    """Numbers of the scans that are asked for."""
+    try:
+        index = np.atleast_1d(np.arange(len(store))[scans if isinstance(scans, slice) else np.asarray(scans)])
+    except IndexError as error:
+        raise DataError(f"scans: {error}; {store.path} holds {len(store)}, counted from 0") from error
+    if index.ndim != 1 or len(index) == 0:
+        raise DataError(f"scans must name at least one of the {len(store)} scans of {store.path}, got {scans}")
+    return index
 
 
 def summarise(drawn: Tensor) -> dict[str, Tensor]:
@@ -175,8 +188,12 @@ class _Writer:
         if path.exists() and not overwrite:
             raise OutputError(f"{path} already exists; choose another path or pass --overwrite")
         if path.exists():
-            open_reconstruction(path)  # nothing else is ever replaced
+            try:
+                open_reconstruction(path)
+            except StoreError as error:
+                raise OutputError(f"{path} is not a reconstruction and is not replaced; choose another path") from error
         self.partial = path.with_name(f".{path.name}.partial")
+        self.replaced = path.with_name(f".{path.name}.replaced")
         shutil.rmtree(self.partial, ignore_errors=True)
         self.started = False
 
@@ -186,15 +203,22 @@ class _Writer:
             options: dict[str, Any] = {"append_dim": "scan"} if self.started else {"mode": "w"}
             part.to_zarr(self.partial, zarr_format=3, consolidated=False, **options)
         except OSError as error:
-            raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
+            raise output_error(self.path, error) from error
         self.started = True
 
     def finish(self) -> "xarray.Dataset":
         import xarray
 
-        if self.path.exists():
-            shutil.rmtree(self.path)
-        self.partial.rename(self.path)
+        try:
+            if self.path.exists():  # steps aside, and back if the new one cannot take its place
+                shutil.rmtree(self.replaced, ignore_errors=True)
+                self.path.rename(self.replaced)
+            self.partial.rename(self.path)
+        except OSError as error:
+            if not self.path.exists() and self.replaced.exists():
+                self.replaced.rename(self.path)
+            raise output_error(self.path, error) from error
+        shutil.rmtree(self.replaced, ignore_errors=True)
         written: xarray.Dataset = xarray.open_zarr(self.path, consolidated=False)
         return written
 
@@ -216,8 +240,8 @@ def open_reconstruction(path: Path | str) -> "xarray.Dataset":
         raise NotFoundError(f"no reconstruction at {path}")
     try:
         dataset: xarray.Dataset = xarray.open_zarr(path, consolidated=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise StoreError(f"{path} is not a reconstruction: {str(error).splitlines()[0]}") from error
-    if dataset.attrs.get("title") != TITLE:
+    except FAULTS as error:
+        raise StoreError(f"{path} is not a reconstruction, or a damaged one: {brief(error)}") from error
+    if dataset.attrs.get("title") != TITLE or not {"mean", "std"} <= set(dataset):
         raise StoreError(f"{path} is not a reconstruction; `ambient-sci reconstruct` writes one")
     return dataset

@@ -8,18 +8,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ambient_sci.errors import ConfigError
+
 __all__ = ["rng_for", "scan_noise", "stream"]
 
 
 def rng_for(seed: int, *counters: int) -> np.random.Generator:
     """NumPy generator for a seed and counters (non-negative integers)."""
-    return np.random.default_rng([seed, *counters])
+    return np.random.default_rng(_sequence(seed, counters))
 
 
 def stream(seed: int, *counters: int) -> torch.Generator:
     """Torch generator for a seed and counters (non-negative integers)."""
-    state = np.random.SeedSequence([seed, *counters]).generate_state(1, np.uint64)[0]
+    state = _sequence(seed, counters).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def _sequence(seed: int, counters: tuple[int, ...]) -> np.random.SeedSequence:
+    if seed < 0:
+        raise ConfigError(f"seed must be at least 0, got {seed}")
+    # as one list of numbers, [seed, 3] and [seed, 3, 0] would be the same
+    return np.random.SeedSequence(seed, spawn_key=counters)
 
 
 def scan_noise(shape: tuple[int, ...], dtype: torch.dtype, seed: int, labels: Tensor) -> Tensor:

@@ -74,7 +74,9 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
         torch.manual_seed(config.seed)
         denoiser = build_denoiser(config, store.image_shape, store.is_complex, network).to(device)
     average = copy.deepcopy(denoiser).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(denoiser.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        denoiser.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
     trained_on = {
         "store": str(config.store),
         "fingerprint": store.fingerprint,
@@ -183,7 +185,7 @@ class ImageLearner:
             oracle = self.config.method == "oracle"
             self.images = _references(self.store) if oracle else em.starting_images(self.store, self.progress)
         if self.drawn < len(self.laps) and seen >= self.laps[self.drawn]:
-            self.images = em.posterior_images(prior, self.store, self.drawn, self.progress)
+            self.images = em.posterior_images(prior, self.store, self.images, self.drawn, self.progress)
             self.drawn += 1
         if self._order is None:
             self._order = batch_indices(len(self.store), self.config.batch, self.config.seed, start=seen)
@@ -255,8 +257,7 @@ def _average(average: nn.Module, denoiser: nn.Module, config: TrainConfig, seen:
     """Exponential moving average of the weights, shorter at the beginning so that the first steps are forgotten."""
     keep = 0.5 ** (config.batch / min(config.ema, max(seen / 4, 1)))
     with torch.no_grad():
-        for a, b in zip(average.parameters(), denoiser.parameters(), strict=True):
-            a.lerp_(b, 1 - keep)
+        torch._foreach_lerp_(list(average.parameters()), list(denoiser.parameters()), 1 - keep)
         for old, new in zip(average.buffers(), denoiser.buffers(), strict=True):
             old.copy_(new)
 

@@ -39,7 +39,8 @@ def conjugate_gradient(
     iterations
         Number of iterations.
     tolerance
-        A scan whose residual norm has fallen below this part of its right-hand side's is left as it is.
+        A scan whose residual norm has fallen below this part of its right-hand side's is left as it is. So is one along
+        whose direction the map turns out not to be positive (learned Jacobians are only nearly so).
 
     Returns
     -------
@@ -56,8 +57,9 @@ def conjugate_gradient(
     tiny = torch.finfo(energy.dtype).tiny
     for _ in range(iterations):
         image = apply(direction)
-        active = (energy > target).to(energy.dtype)
-        alpha = active * energy / dot(direction, image).clamp_min(tiny)
+        curvature = dot(direction, image)
+        active = ((energy > target) & (curvature > 0)).to(energy.dtype)
+        alpha = active * energy / curvature.clamp_min(tiny)
         x = x + alpha * direction
         residual = residual - alpha * image
         renewed = dot(residual, residual)

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 import ambient_sci
 from ambient_sci.baselines import cg_sense, l1_wavelet_batch, tune, zero_filled
-from ambient_sci.checkpoint import replacing
+from ambient_sci.checkpoint import output_error, replacing
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets.simulate import simulate
 from ambient_sci.datasets.store import Store, open_store
@@ -41,6 +41,17 @@ from ambient_sci.training import train
 
 __all__ = ["DemoResult", "DemoSize", "run_demo"]
 
+# what a demonstration leaves, and all that it ever replaces; the mark of a finished one goes first
+WRITTEN = (
+    "metrics.json",
+    "report.html",
+    "reconstructions.png",
+    "columns.zarr",
+    "reconstructions.zarr",
+    "run",
+    "held-out.zarr",
+    "scans.zarr",
+)
 FIRST_HELD_OUT = 1_000_000  # subjects from this number on are never trained on
 WAVELETS = [(name, lam) for name in ("haar", "db4") for lam in (0.002, 0.005, 0.01, 0.02, 0.05)]
 RIDGES = [0.003, 0.01, 0.03, 0.1, 0.3]
@@ -171,7 +182,8 @@ def _open_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
         if not mark.exists():
             raise OutputError(f"{out} holds something that is not a demonstration; choose another folder with --out")
         if overwrite:
-            shutil.rmtree(out)
+            for path in (out / name for name in WRITTEN):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         elif mark.read_text() != text:
             raise OutputError(
                 f"{out} holds a demonstration with other settings; choose another --out, or pass --overwrite"
@@ -246,7 +258,10 @@ def _write_columns(path: Path, columns: dict[str, Tensor], reference: Tensor, st
     stacked = torch.stack([*columns.values(), reference], 1).numpy()
     coords = {**scan_coords(store, scans), "method": np.array([*columns, "reference"], object)}
     dataset = xarray.Dataset({"image": (axes, stacked)}, coords, {"title": "reconstructions side by side"})
-    dataset.to_zarr(path, mode="w", zarr_format=3, consolidated=False)
+    try:
+        dataset.to_zarr(path, mode="w", zarr_format=3, consolidated=False)
+    except OSError as error:
+        raise output_error(path, error) from error
 
 
 def _report(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ambient_sci.datasets.containers import FAULTS, brief
 from ambient_sci.datasets.store import Store
 from ambient_sci.errors import DataError
 from ambient_sci.evaluate.metrics import coverage_normal, head_mask, score, table
@@ -55,7 +56,10 @@ def evaluate(reconstruction: "xarray.Dataset", store: Store) -> Evaluation:
             f"the reconstruction was made from another store (fingerprint {made_from}, not {store.fingerprint})"
         )
     reference = store.references(reconstruction["scan"].to_numpy())
-    mean, std = reconstruction["mean"].to_numpy(), reconstruction["std"].to_numpy()
+    try:
+        mean, std = reconstruction["mean"].to_numpy(), reconstruction["std"].to_numpy()
+    except FAULTS as error:
+        raise DataError(f"the reconstruction is damaged: {brief(error)}; reconstruct again") from error
     mask = head_mask(reference)
     text, metrics = table({"posterior mean": score(mean, reference, mask)})
     part = std / np.sqrt(2) if np.iscomplexobj(mean) else std

@@ -31,6 +31,8 @@ def draw_posterior(
     solver: Solver = "euler",
     eta: float = 1.0,
     seed: int = 0,
+    start: Tensor | None = None,
+    level: float | None = None,
     progress: str | None = None,
 ) -> Tensor:
     """Draw posterior samples, ``(batch, samples, channel, *spatial)``, in normalised units.
@@ -55,21 +57,26 @@ def draw_posterior(
         A-DPS: strength of the pull towards the data.
     seed
         Seed of the samples.
+    start, level
+        Images ``(batch, channel, *spatial)`` to renew instead of starting from noise alone: noise of this level, in
+        units of the prior's ``sigma_data``, is added to them. Where they are posterior samples already, so are the
+        results; what is coarser than the level stays as it was.
     progress
         Label of a progress bar.
     """
-    shape = tuple(
-        measurement.operator.adjoint(measurement.y[:1] if len(measurement.operator) == 1 else measurement.y).shape[1:]
-    )
+    first = measurement[0]
+    shape = tuple(first.operator.adjoint(first.y).shape[1:])
     if shape != prior.image_shape or measurement.y.is_complex() != prior.is_complex:
         raise ConfigError(
             f"the prior is one of {'complex' if prior.is_complex else 'real'} images of shape {prior.image_shape}, "
             f"the scans are of {'complex' if measurement.y.is_complex() else 'real'} images of shape {shape}"
         )
     ambient = isinstance(prior.denoiser, AmbientDenoiser)
-    method = ("adps" if ambient else "mmps") if method == "auto" else method
-    if ambient != (method == "adps"):
-        raise ConfigError(f"method {method!r} does not go with a prior of method {prior.config.method!r}; use 'auto'")
+    fitting = "adps" if ambient else "mmps"
+    if method not in ("auto", fitting):
+        raise ConfigError(
+            f"method {method!r} does not go with a prior of method {prior.config.method!r}; use 'auto' or {fitting!r}"
+        )
     repeated = measurement.repeat(samples)
     labels = torch.stack([repeated.index, torch.arange(samples).repeat(len(measurement))], 1)
 
@@ -78,15 +85,14 @@ def draw_posterior(
         streams = [stream(seed, *row) for row in labels.tolist()]
         seen = FixedMask.thinned(prior.denoiser, repeated.operator, blank, prior.config.thinning, streams)
         posterior: Denoiser = ADPS(seen, repeated, guidance)
-        # below the measurement's own noise the network was never trained
-        levels = prior.levels(steps, max(0.02 * prior.sigma_data, float(measurement.noise_std.max())))
     else:
         posterior = MMPS(prior.denoiser, repeated, iterations)
-        levels = prior.levels(steps)
 
     def noise(k: int) -> Tensor:
         step = torch.full((len(labels), 1), k)
         return scan_noise(prior.image_shape, prior.dtype, seed, torch.cat([step, labels], 1)).to(prior.device)
 
-    images = sample(posterior, noise, levels, solver, eta, progress=progress)
+    levels = prior.levels(steps, None if level is None else level * prior.sigma_data)
+    begin = None if start is None else start.to(prior.device).repeat_interleave(samples, 0)
+    images = sample(posterior, noise, levels, solver, eta, begin, progress)
     return images.reshape(len(measurement), samples, *prior.image_shape)

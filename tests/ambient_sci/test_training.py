@@ -129,10 +129,22 @@ def test_a_diverging_run_stops_with_its_checkpoint(store_path: Path, tmp_path: P
     assert load_prior(tmp_path / "run", network=Explodes()).images == 96
 
 
-def test_learning_lowers_the_loss(run_path: Path) -> None:
-    log = [json.loads(line) for line in (run_path / "log.jsonl").read_text().splitlines()]
-    assert log[0]["images"] == 16
-    assert log[-1]["loss"] < log[0]["loss"]
+def test_training_learns_to_denoise(store_path: Path, tmp_path: Path, small: dict[str, Any]) -> None:
+    options = {**small, "images": 1200, "batch": 4, "warmup": 100, "checkpoint": 1200}
+    prior = train(TrainConfig(store=store_path, out=tmp_path / "run", **options), progress=False)
+    store = open_store(store_path)
+    images = store.references(slice(None)) / torch.from_numpy(store.scale).reshape(-1, 1, 1, 1)
+    noise = torch.view_as_complex(torch.randn(*images.shape, 2, generator=torch.Generator().manual_seed(0)))
+    restored = prior.denoiser(images + 0.2 * noise, torch.full((len(images),), 0.2))
+    error = ((restored - images).abs().square().mean() / 2).sqrt()
+    assert error < 0.7 * 0.2
+
+
+def test_ambient_training_lowers_its_loss(store_path: Path, tmp_path: Path, small: dict[str, Any]) -> None:
+    options = {**small, "images": 1536, "batch": 4, "warmup": 100, "checkpoint": 2000, "method": "ambient"}
+    train(TrainConfig(store=store_path, out=tmp_path / "run", **options), progress=False)
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["loss"] < 0.9 * log[1]["loss"]  # the first record is of one batch alone
 
 
 def test_masks_of_real_images_train_too(tmp_path: Path, small: dict[str, Any], blobs: Any) -> None:
