@@ -38,7 +38,7 @@ class TrainConfig(BaseModel):
         (64, 96, 128), min_length=1, description="channels of each level of the U-Net, multiples of 32"
     )
     blocks: int = Field(1, ge=1, description="residual blocks per level")
-    patch: int = Field(2, ge=1, description="side of the pixel blocks that the stem folds into channels")
+    patch: int = Field(4, ge=1, description="side of the pixel blocks that the stem folds into channels")
     sigma_data: float | None = Field(
         None, gt=0, description="standard deviation of the images; estimated when not given"
     )

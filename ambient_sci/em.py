@@ -10,6 +10,7 @@ each scan under the current prior:
 predicting held-out measured rows, and the optimiser goes on from lap to lap. Nothing but measurements is read.
 """
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -19,6 +20,7 @@ from tqdm.auto import tqdm
 from ambient_sci.baselines import l1_wavelet_batch, tune_held_out
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets.store import Store
+from ambient_sci.errors import ConfigError
 from ambient_sci.measurement import Measurement
 from ambient_sci.posterior.draw import draw_posterior
 from ambient_sci.prior import Prior
@@ -35,6 +37,8 @@ def lap_starts(config: TrainConfig) -> list[int]:
     if config.laps == 0:
         return []
     first = config.start_images or config.images // (config.laps + 1)
+    if first >= config.images:
+        raise ConfigError(f"start_images must be below images, got {first} of {config.images}: no lap would follow")
     rest = (config.images - first) / config.laps
     return [round(first + lap * rest) for lap in range(config.laps)]
 
@@ -42,7 +46,9 @@ def lap_starts(config: TrainConfig) -> list[int]:
 def starting_images(store: Store, progress: bool) -> Tensor:
     """L1-wavelet reconstructions of every scan, ``(scan, channel, *spatial)``, in normalised units."""
     some = store.read(slice(0, 16))
-    lam = tune_held_out(lambda m, lam: l1_wavelet_batch(m, lam, wavelet=WAVELET), some, REGULARISATIONS)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the best value")  # an end of the grid is good enough to start from
+        lam = tune_held_out(lambda m, lam: l1_wavelet_batch(m, lam, wavelet=WAVELET), some, REGULARISATIONS)
     return _every_scan(
         store, lambda m: l1_wavelet_batch(m, lam, wavelet=WAVELET), "L1-wavelet reconstructions to start from", progress
     )

@@ -35,7 +35,8 @@ __all__ = ["train"]
 
 LOG_EVERY = 512  # images
 # what may differ between a run and its continuation
-CONTINUABLE = {"images", "checkpoint", "out", "device"}
+# (the store is compared by its fingerprint, so that it may be moved)
+CONTINUABLE = {"images", "checkpoint", "out", "device", "precision", "store"}
 
 
 def train(config: TrainConfig, network: nn.Module | None = None, progress: bool = True) -> Prior:
@@ -85,7 +86,7 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
         "noise_std": float(store.read(slice(0, 64)).noise_std.max()),
     }
     prior = Prior(average, store.image_shape, store.is_complex, config, trained_on, 0)
-    seen = _resume(run, denoiser, average, optimizer, learner) if started else 0
+    seen = _resume(run, store, denoiser, average, optimizer, learner) if started else 0
 
     losses: list[Tensor] = []
     bar = tqdm(
@@ -231,7 +232,12 @@ def _resolve(config: TrainConfig, store: Store, device: torch.device) -> TrainCo
     if config.sigma_data is None:
         some = store.read(slice(0, 64))
         image = some.operator.adjoint(some.y)
-        update["sigma_data"] = round(float(torch.view_as_real(image).std() if image.is_complex() else image.std()), 4)
+        spread = float((torch.view_as_real(image) if image.is_complex() else image).std())
+        if not spread > 0:
+            raise DataError(
+                f"the first {len(some)} scans of {store.path} hold nothing but zeros: there is nothing to learn"
+            )
+        update["sigma_data"] = float(f"{spread:.4g}")
     return config.model_copy(update=update)
 
 
@@ -269,14 +275,16 @@ def _save(
     tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
     for number, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
-    save_tensors(run / "checkpoint.safetensors", tensors, {"seen": seen})
+    save_tensors(run / "checkpoint.safetensors", tensors, {"seen": seen, "store": prior.trained_on["fingerprint"]})
     prior.save(run / "prior.safetensors")
 
 
 def _resume(
-    run: Path, denoiser: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, learner: Learner
+    run: Path, store: Store, denoiser: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, learner: Learner
 ) -> int:
     tensors, header = load_tensors(run / "checkpoint.safetensors")
+    if header.get("store") != store.fingerprint:
+        raise ConfigError(f"the run in {run} was started on another store than {store.path}: give another --out")
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
@@ -290,10 +298,20 @@ def _resume(
             number, field = name.split(".")
             state.setdefault(int(number), {})[field] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        return int(header["seen"])
+        seen = int(header["seen"])
     except (KeyError, RuntimeError, ValueError) as error:
         text = str(error).splitlines()[0]
         raise CheckpointError(f"the checkpoint in {run} does not fit the network of its options: {text}") from error
+    _trim_log(run, seen)
+    return seen
+
+
+def _trim_log(run: Path, seen: int) -> None:
+    """Forget what was logged after the checkpoint: it is about to happen again."""
+    with contextlib.suppress(OSError, ValueError):
+        lines = (run / "log.jsonl").read_text().splitlines(keepends=True)
+        with replacing(run / "log.jsonl") as partial:
+            partial.write_text("".join(line for line in lines if json.loads(line)["images"] <= seen))
 
 
 def _log(run: Path, record: dict[str, Any]) -> None:

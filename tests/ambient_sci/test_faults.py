@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from ambient_sci import cli, load_prior, open_store, reconstruct
+from ambient_sci import cli, load_prior, reconstruct
 from ambient_sci.checkpoint import load_tensors, save_tensors
 from ambient_sci.datasets import simulate
 from ambient_sci.errors import ConfigError, DataError

@@ -334,6 +334,12 @@ def test_networks_that_cannot_be_built() -> None:
 # ------------------------------------------------------------------------------------------------ checkpoints
 
 
+def write_and_fail(path: Path, error: BaseException) -> None:
+    with replacing(path) as partial:
+        partial.write_text("second")
+        raise error
+
+
 def test_replacing_takes_the_place_only_when_all_is_well(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file"
     with replacing(path) as partial:
@@ -342,9 +348,8 @@ def test_replacing_takes_the_place_only_when_all_is_well(tmp_path: Path) -> None
         assert partial.parent == path.parent
     assert path.read_text() == "first"
     for error in (RuntimeError("of the program"), KeyboardInterrupt(), OutputError("said already")):
-        with pytest.raises(type(error)) as raised, replacing(path) as partial:
-            partial.write_text("second")
-            raise error
+        with pytest.raises(type(error)) as raised:
+            write_and_fail(path, error)
         assert raised.value is error
         assert path.read_text() == "first"
         assert os.listdir(path.parent) == ["file"]
@@ -363,9 +368,8 @@ def test_replacing_takes_the_place_only_when_all_is_well(tmp_path: Path) -> None
 def test_replacing_says_what_the_system_said(error: Exception, said: str, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("first")
-    with pytest.raises(OutputError) as raised, replacing(path) as partial:
-        partial.write_text("second")
-        raise error
+    with pytest.raises(OutputError) as raised:
+        write_and_fail(path, error)
     assert str(raised.value).startswith(f"cannot write {path}: {said}")
     assert raised.value.__cause__ is error
     assert os.listdir(tmp_path) == ["file"]

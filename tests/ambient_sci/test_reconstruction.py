@@ -249,7 +249,7 @@ def test_the_old_one_comes_back_when_the_new_one_cannot_take_its_place(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fails)
-    with pytest.raises(OutputError, match="cannot write .*: Input/output error"):
+    with pytest.raises(OutputError, match=r"cannot write .*: Input/output error"):
         reconstruct(prior, store_path, out, scans=[1], overwrite=True, **QUICK)
     assert open_reconstruction(out)["scan"].to_numpy().tolist() == [0]
     assert [path.name for path in tmp_path.iterdir()] == ["r"]

@@ -105,6 +105,26 @@ def test_a_run_continues_only_with_its_own_options(store_path: Path, tmp_path: P
     assert longer.images == 64
 
 
+def test_a_run_knows_its_store(store_path: Path, tmp_path: Path, small: dict[str, Any], blobs: Any) -> None:
+    moved, other = tmp_path / "moved.zarr", tmp_path / "other.zarr"
+    shutil.copytree(store_path, moved)
+    simulate(blobs(8, seed=1), other, acceleration=2, calibration=4, coils=3)
+    config = TrainConfig(store=store_path, out=tmp_path / "run", method="ambient", **{**small, "images": 32})
+    train(config, progress=False)
+    assert train(config.model_copy(update={"store": moved, "images": 48}), progress=False).images == 48
+    sigma = train(config.model_copy(update={"images": 48}), progress=False).sigma_data
+    with pytest.raises(ConfigError, match="started on another store"):
+        train(config.model_copy(update={"store": other, "sigma_data": sigma}), progress=False)
+
+
+def test_impossible_laps_and_empty_scans(tmp_path: Path, store_path: Path, small: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="start_images must be below images, got 192 of 192"):
+        train(TrainConfig(store=store_path, out=tmp_path / "a", start_images=192, **small), progress=False)
+    simulate(np.zeros((4, 16, 16)), tmp_path / "zeros.zarr", operator="mask", noise=0.0)
+    with pytest.raises(DataError, match="nothing but zeros"):
+        train(TrainConfig(store=tmp_path / "zeros.zarr", out=tmp_path / "b", **small), progress=False)
+
+
 def test_a_folder_that_is_no_run_is_left_alone(store_path: Path, tmp_path: Path, small: dict[str, Any]) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(OutputError, match="not a run"):
