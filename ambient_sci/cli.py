@@ -321,6 +321,7 @@ def reconstruct(
     solver: Annotated[str, typer.Option(help="euler or heun")] = "euler",
     eta: Annotated[float, typer.Option(help="share of noise renewed each step, 0 to 1 (euler)")] = 1.0,
     batch: Annotated[int, typer.Option(min=1, help="images in the network at once")] = 64,
+    any_size: Annotated[bool, typer.Option("--any-size", help="let the image size differ from the training's")] = False,
     seed: Seed = 0,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -344,10 +345,33 @@ def reconstruct(
         eta=eta,
         batch=batch,
         seed=seed,
+        any_size=any_size,
         overwrite=overwrite,
         progress=not quiet,
     )
     print(f"wrote {out}: {result.sizes['scan']} scans, {samples} samples each")
+
+
+@app.command(epilog=examples("ambient-sci figure recon.zarr scans.zarr --out figure.png"))
+def figure(
+    reconstruction: Annotated[Path, typer.Argument(help="what `reconstruct` wrote")],
+    store: Annotated[Path, typer.Argument(help="the store that was reconstructed")],
+    out: Annotated[Path, typer.Option(help="PNG file to write")] = Path("figure.png"),
+    count: Annotated[int, typer.Option(min=1, help="number of scans to show")] = 3,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw a reconstruction beside zero-filled and L1-wavelet ones, with its standard deviation."""
+    from ambient_sci.checkpoint import replacing
+    from ambient_sci.datasets import open_store
+    from ambient_sci.evaluate.compare import comparison_figure
+    from ambient_sci.reconstruction import open_reconstruction
+
+    if out.exists() and not overwrite:
+        raise OutputError(f"{out} already exists; choose another path or pass --overwrite")
+    drawn = comparison_figure(open_reconstruction(reconstruction), open_store(store), count)
+    with replacing(out) as partial:
+        drawn.savefig(partial, format="png", dpi=160)
+    print(f"wrote {out}")
 
 
 @app.command(epilog=examples("ambient-sci evaluate recon.zarr --reference scans.zarr --json metrics.json"))

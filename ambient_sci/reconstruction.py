@@ -57,6 +57,7 @@ def reconstruct(
     eta: float = 1.0,
     batch: int = 64,
     seed: int = 0,
+    any_size: bool = False,
     overwrite: bool = False,
     progress: bool = True,
 ) -> "xarray.Dataset":
@@ -74,7 +75,7 @@ def reconstruct(
         Which scans; all by default.
     samples
         Samples of each scan, at least 2.
-    method, steps, iterations, guidance, solver, eta, seed
+    method, steps, iterations, guidance, solver, eta, seed, any_size
         See `ambient_sci.posterior.draw.draw_posterior`.
     batch
         Images in the network at once; it does not change the result.
@@ -94,7 +95,7 @@ def reconstruct(
         raise ConfigError(f"samples must be at least 2 for a standard deviation, got {samples}")
     index = _numbers(store, slice(None) if scans is None else scans)
     options: dict[str, Any] = {"method": method, "steps": steps, "iterations": iterations, "guidance": guidance}
-    options |= {"solver": solver, "eta": eta, "seed": seed}
+    options |= {"solver": solver, "eta": eta, "seed": seed, "any_size": any_size}
     attrs = _provenance(prior, store, samples, options)
     writer = None if out is None else _Writer(Path(out), overwrite)
 

@@ -1,19 +1,25 @@
-"""Scores of a reconstruction against the references of a simulated store."""
+"""A reconstruction beside what is known: scores against references, and a figure beside classical methods."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from ambient_sci.baselines import l1_wavelet_batch, tune_held_out, zero_filled
 from ambient_sci.datasets.containers import FAULTS, brief
 from ambient_sci.datasets.store import Store
 from ambient_sci.errors import DataError
 from ambient_sci.evaluate.metrics import coverage_normal, head_mask, score, table
+from ambient_sci.measurement import Measurement
+from ambient_sci.plot import reconstruction_figure
 
 if TYPE_CHECKING:
     import xarray
+    from matplotlib.figure import Figure
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "comparison_figure", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,7 @@ def evaluate(reconstruction: "xarray.Dataset", store: Store) -> Evaluation:
     DataError
         If the reconstruction was made from another store.
     """
-    made_from = reconstruction.attrs.get("store")
-    if made_from != store.fingerprint:
-        raise DataError(
-            f"the reconstruction was made from another store (fingerprint {made_from}, not {store.fingerprint})"
-        )
+    _same_store(reconstruction, store)
     reference = store.references(reconstruction["scan"].to_numpy())
     try:
         mean, std = reconstruction["mean"].to_numpy(), reconstruction["std"].to_numpy()
@@ -70,3 +72,45 @@ def evaluate(reconstruction: "xarray.Dataset", store: Store) -> Evaluation:
         for level, value in covered.items()
     ]
     return Evaluation("\n".join([text, "", *lines]), metrics)
+
+
+def comparison_figure(reconstruction: "xarray.Dataset", store: Store, count: int = 3) -> "Figure":
+    """Draw the posterior mean and standard deviation beside classical reconstructions of the same scans.
+
+    The regularisation of L1-wavelet is chosen by predicting rows that it was not given, so that measured scans, of
+    which no reference exists, can be shown; where there are references, errors are shown too.
+
+    Parameters
+    ----------
+    reconstruction
+        What `ambient_sci.reconstruct` returned.
+    store
+        The store that was reconstructed.
+    count
+        Number of scans to show, from the first on.
+    """
+    _same_store(reconstruction, store)
+    scans = reconstruction["scan"].to_numpy()[:count]
+    m = store.read(scans)
+    scale = m.scale.reshape(-1, *[1] * len(store.image_shape))
+
+    def wavelet(measurement: Measurement, value: tuple[str, float]) -> Tensor:
+        return l1_wavelet_batch(measurement, value[1], wavelet=value[0])
+
+    grid = [(name, lam) for name in ("haar", "db4") for lam in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)]
+    columns = {
+        "zero-filled": zero_filled(m) * scale,
+        "L1-wavelet": wavelet(m, tune_held_out(wavelet, m, grid)) * scale,
+        "posterior mean": torch.from_numpy(reconstruction["mean"].to_numpy()[:count]),
+    }
+    reference = store.references(scans) if store.has_references else None
+    std = reconstruction["std"].to_numpy()[:count]
+    return reconstruction_figure(columns, reference, std, labels=[f"scan {scan}" for scan in scans])
+
+
+def _same_store(reconstruction: "xarray.Dataset", store: Store) -> None:
+    made_from = reconstruction.attrs.get("store")
+    if made_from != store.fingerprint:
+        raise DataError(
+            f"the reconstruction was made from another store (fingerprint {made_from}, not {store.fingerprint})"
+        )

@@ -33,6 +33,7 @@ def draw_posterior(
     seed: int = 0,
     start: Tensor | None = None,
     level: float | None = None,
+    any_size: bool = False,
     progress: str | None = None,
 ) -> Tensor:
     """Draw posterior samples, ``(batch, samples, channel, *spatial)``, in normalised units.
@@ -61,15 +62,20 @@ def draw_posterior(
         Images ``(batch, channel, *spatial)`` to renew instead of starting from noise alone: noise of this level, in
         units of the prior's ``sigma_data``, is added to them. Where they are posterior samples already, so are the
         results; what is coarser than the level stays as it was.
+    any_size
+        Apply the prior to images of another 2-D size than it was learned from. The network is convolutional, so it
+        can; it has learned structures of a certain size in pixels, so it should only where they are about as large.
     progress
         Label of a progress bar.
     """
     first = measurement[0]
     shape = tuple(first.operator.adjoint(first.y).shape[1:])
-    if shape != prior.image_shape or measurement.y.is_complex() != prior.is_complex:
+    fits = shape == prior.image_shape or (any_size and len(shape) == 3 and shape[0] == prior.image_shape[0])
+    if not fits or measurement.y.is_complex() != prior.is_complex:
         raise ConfigError(
             f"the prior is one of {'complex' if prior.is_complex else 'real'} images of shape {prior.image_shape}, "
-            f"the scans are of {'complex' if measurement.y.is_complex() else 'real'} images of shape {shape}"
+            f"the scans are of {'complex' if measurement.y.is_complex() else 'real'} images of shape {shape}; "
+            "a 2-D size can differ with any_size (--any-size), where what is seen is about as large in pixels"
         )
     ambient = isinstance(prior.denoiser, AmbientDenoiser)
     fitting = "adps" if ambient else "mmps"
@@ -90,9 +96,9 @@ def draw_posterior(
 
     def noise(k: int) -> Tensor:
         step = torch.full((len(labels), 1), k)
-        return scan_noise(prior.image_shape, prior.dtype, seed, torch.cat([step, labels], 1)).to(prior.device)
+        return scan_noise(shape, prior.dtype, seed, torch.cat([step, labels], 1)).to(prior.device)
 
     levels = prior.levels(steps, None if level is None else level * prior.sigma_data)
     begin = None if start is None else start.to(prior.device).repeat_interleave(samples, 0)
     images = sample(posterior, noise, levels, solver, eta, begin, progress)
-    return images.reshape(len(measurement), samples, *prior.image_shape)
+    return images.reshape(len(measurement), samples, *shape)

@@ -24,7 +24,7 @@ Command = Callable[..., tuple[str, str]]
 TRAIN = ("--images", 64, "--batch", 16, "--widths", 32, "--laps", 1, "--em-steps", 2, "--checkpoint", 32, "--quiet")
 QUICK = ("--steps", 3, "--quiet", "--device", "cpu")
 MEASURE = ("--coils", 3, "--acceleration", 2, "--calibration", 4, "--quiet")
-COMMANDS = ["demo", "simulate", "import array", "info", "train", "sample", "reconstruct", "evaluate"]
+COMMANDS = ["demo", "simulate", "import array", "info", "train", "sample", "reconstruct", "evaluate", "figure"]
 
 
 @pytest.fixture
@@ -105,6 +105,8 @@ def test_the_whole_path(method: str, command: Command, images: dict[str, Path], 
     assert result["sample"].shape == (3, 3, 1, 16, 16)
     assert result["slice"].to_numpy().tolist() == [2, 3, 4]
 
+    command("figure", "recon.zarr", "held-out.zarr", "--count", "1", "--out", "figure.png")
+    assert Path("figure.png").read_bytes().startswith(b"\x89PNG")
     out, _ = command("evaluate", "recon.zarr", "--reference", "held-out.zarr", "--json", "scores/metrics.json")
     metrics = json.loads(Path("scores/metrics.json").read_text())
     assert set(metrics["methods"]["posterior mean"]) == {"nrmse", "psnr", "ssim"}

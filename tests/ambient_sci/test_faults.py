@@ -386,7 +386,7 @@ def test_a_prior_of_other_images(refused: Callable[..., str], blobs: Any, run: P
         ("large.zarr", "complex images of shape (1, 24, 24)"),
         ("real.zarr", "real images of shape (1, 16, 16)"),
     ):
-        assert refused("reconstruct", run, path, "--out", "r", *QUICK) == wanted + said
+        assert wanted + said in refused("reconstruct", run, path, "--out", "r", *QUICK)
     assert not Path("r").exists()
 
 

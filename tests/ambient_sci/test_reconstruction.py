@@ -16,7 +16,7 @@ import ambient_sci
 from ambient_sci import load_prior, open_store, reconstruct
 from ambient_sci.datasets import simulate
 from ambient_sci.errors import ConfigError, DataError, NotFoundError, OutputError, StoreError
-from ambient_sci.evaluate.compare import evaluate
+from ambient_sci.evaluate.compare import comparison_figure, evaluate
 from ambient_sci.prior import Prior
 from ambient_sci.reconstruction import open_reconstruction, summarise
 
@@ -263,3 +263,22 @@ def test_what_is_no_reconstruction(store_path: Path, tmp_path: Path) -> None:
     for path in (store_path, tmp_path / "empty", tmp_path / "text"):
         with pytest.raises(StoreError, match="is not a reconstruction"):
             open_reconstruction(path)
+
+
+def test_another_size_only_when_asked_for(prior: Prior, blobs: Any, tmp_path: Path) -> None:
+    simulate(blobs(2, size=20), tmp_path / "large.zarr", acceleration=2, calibration=4, coils=2)
+    with pytest.raises(ConfigError, match="any_size"):
+        reconstruct(prior, tmp_path / "large.zarr", **QUICK)
+    result = reconstruct(prior, tmp_path / "large.zarr", any_size=True, **QUICK)
+    assert result["sample"].shape == (2, 3, 1, 20, 20)
+    assert np.isfinite(result["mean"].to_numpy()).all()
+
+
+def test_figure_of_scans_without_references(prior: Prior, store_path: Path, tmp_path: Path, blobs: Any) -> None:
+    simulate(blobs(3), tmp_path / "bare.zarr", acceleration=2, calibration=4, coils=3, references=False)
+    result = reconstruct(prior, tmp_path / "bare.zarr", **QUICK)
+    figure = comparison_figure(result, open_store(tmp_path / "bare.zarr"), 2)
+    titles = {axes.get_title() for axes in figure.axes}
+    assert {"zero-filled", "L1-wavelet", "posterior mean"} <= titles
+    with pytest.raises(DataError, match="made from another store"):
+        comparison_figure(result, open_store(store_path))
