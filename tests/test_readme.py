@@ -126,7 +126,7 @@ def test_snippets(folder: Path) -> None:
     assert names["result"].sizes["draw"] == 8
     made = {path.name for path in folder.iterdir()} - given
     stores = {"scans.zarr", "held-out.zarr", "measured.zarr", "mine.zarr"}
-    assert made == stores | {"run", "samples", "recon.zarr", "measured-recon.zarr", "metrics.json"}
+    assert made == stores | {"run", "samples", "recon.zarr", "measured-recon.zarr", "metrics.json", "figure.png"}
 
 
 def test_operator_example_passes_its_tests(tmp_path: Path) -> None:
