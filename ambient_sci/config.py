@@ -52,12 +52,12 @@ class TrainConfig(BaseModel):
     thinning: float = Field(0.3, gt=0, le=1, description="ambient: chance that a measured row is hidden")
     consistency_steps: int = Field(1, ge=1, description="ambient: data-consistency steps inside the network")
 
-    laps: int = Field(4, ge=0, description="em: how often the posterior samples are drawn anew")
+    laps: int = Field(2, ge=0, description="em: how often the posterior samples are drawn anew")
     start_images: int | None = Field(
         None, ge=1, description="em: images before the first lap; an equal share if not given"
     )
     em_level: float = Field(1.5, gt=0, description="em: noise from which samples are renewed, in units of sigma_data")
-    em_steps: int = Field(6, ge=1, description="em: sampler steps of the posterior samples")
+    em_steps: int = Field(8, ge=1, description="em: sampler steps of the posterior samples")
     em_iterations: int = Field(2, ge=1, description="em: conjugate gradient iterations of the posterior samples")
 
     def __init__(self, **options: Any) -> None:

@@ -67,14 +67,14 @@ class DemoSize:
     acceleration: float = 4.0
     calibration: int = 6
     noise: float = 0.03
-    images: int = 20_000
+    images: int = 24_000
     widths: tuple[int, ...] = (64, 96, 128)
     tuning_subjects: int = 2
     scored_subjects: int = 4
     held_out_slices: int = 4
-    samples: int = 10
-    steps: int = 20
-    laps: int = 4
+    samples: int = 12
+    steps: int = 24
+    laps: int = 2
 
 
 FULL = DemoSize()
