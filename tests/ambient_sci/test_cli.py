@@ -112,7 +112,7 @@ def test_the_whole_path(method: str, command: Command, images: dict[str, Path], 
     assert set(metrics["methods"]["posterior mean"]) == {"nrmse", "psnr", "ssim"}
     assert f"{metrics['methods']['posterior mean']['nrmse']:.4f}" in out
     assert metrics["scans"] == 3
-    left = {"scans.zarr", "held-out.zarr", "run", "samples", "recon.zarr", "scores"}
+    left = {"scans.zarr", "held-out.zarr", "run", "samples", "recon.zarr", "scores", "figure.png"}
     assert {entry.name for entry in tmp_path.iterdir()} - {path.name for path in images.values()} == left
 
 

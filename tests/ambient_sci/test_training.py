@@ -67,7 +67,7 @@ def test_oracle_needs_references(store_path: Path, tmp_path: Path, small: dict[s
 def test_a_killed_run_ends_with_the_same_weights(
     method: str, store_path: Path, tmp_path: Path, small: dict[str, Any]
 ) -> None:
-    options = {**small, "images": 400, "widths": [32, 32], "method": method}
+    options = {**small, "images": 1200, "widths": [32, 32], "method": method}
     options_file = tmp_path / "options.json"
     options_file.write_text(json.dumps(options))
 
@@ -76,21 +76,23 @@ def test_a_killed_run_ends_with_the_same_weights(
         given = ["train", str(store_path), "--out", str(tmp_path / run), "--config", str(options_file), "--quiet"]
         return [sys.executable, "-c", start, *given]
 
-    began = time.monotonic()
     subprocess.run(command("whole"), check=True)
-    whole = time.monotonic() - began
 
-    kills = 0
-    rng = random.Random()
+    kills, rng = 0, random.Random()
     while kills < 20:
         process = subprocess.Popen(command("killed"))
-        try:
-            process.wait(rng.uniform(0.4, 0.9) * whole)
-            break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
+        checkpoint = tmp_path / "killed" / "checkpoint.safetensors"
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        # the first time soon after the first checkpoint, then at any moment between two of them, if it comes to that
+        while process.poll() is None and not (checkpoint.exists() and checkpoint.stat().st_mtime_ns != before):
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.05))
+        if process.poll() is not None or (kills and rng.random() < 0.5):
             process.wait()
-            kills += 1
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
     assert process.returncode == 0
     assert kills > 0
     assert_same_bits(tmp_path / "whole", tmp_path / "killed")
