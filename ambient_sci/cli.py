@@ -39,7 +39,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
 
 def main() -> None:
     """Entry point of the ``ambient-sci`` command."""
-    # threads that wait by spinning halve the speed of training when another process wants a core; before torch loads
+    # threads that wait by spinning slow training down when another process wants a core; set before torch loads
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         status = app(prog_name="ambient-sci", standalone_mode=False)

@@ -20,7 +20,7 @@
 # and from them a mean, a standard deviation and intervals.
 #
 # The scans are simulated, so that in the end we can look at what was hidden. The command `ambient-sci demo` runs the
-# same path in one go. At full size expect about ten minutes on two CPU cores, most of it in the training.
+# same path in one go. At full size expect some minutes on two CPU cores, most of it in the training.
 
 # %%
 import json
