@@ -34,6 +34,7 @@ def import_array(
     maps: ArrayLike | str | Path | None = None,
     noise_std: float | None = None,
     calibration: int | None = None,
+    matrix: tuple[int, int] | None = None,
     crop: float = 0.95,
     coords: Mapping[str, ArrayLike] | None = None,
     overwrite: bool = False,
@@ -52,11 +53,15 @@ def import_array(
         Where it was measured, ``(y, x)`` or ``(scan, y, x)``, an array or an ``.npy`` file; by default where any coil
         is not zero.
     maps
-        Coil sensitivity maps, like ``kspace``; by default estimated by ESPIRiT from the calibration block.
+        Coil sensitivity maps, like ``kspace``, or of the size ``matrix`` where that is given; by default estimated by
+        ESPIRiT from the calibration block.
     noise_std
         Standard deviation of each real component; by default estimated from the outermost samples.
     calibration
         Width of the fully measured centre block; by default the largest there is.
+    matrix
+        Keep only the centre of k-space, ``(y, x)`` samples: the same field of view in fewer, larger pixels. A prior of
+        small images then meets structures of the size that it knows.
     crop
         Eigenvalue below which ESPIRiT takes a pixel to be outside the image.
     coords
@@ -90,7 +95,10 @@ def import_array(
         )
     scans, coils, *spatial = values.shape
     masks = None if mask is None else _fit(_load(mask, "mask"), "mask", (scans, *spatial))
-    given = None if maps is None else _fit(_load(maps, "maps"), "maps", (scans, coils, *spatial))
+    kept = (spatial[0], spatial[1]) if matrix is None else matrix
+    if not all(0 < k <= length for k, length in zip(kept, spatial, strict=True)):
+        raise ConfigError(f"matrix must be between 1 and what was measured, {(*spatial,)}, got {kept}")
+    given = None if maps is None else _fit(_load(maps, "maps"), "maps", (scans, coils, *kept))
     if given is not None and not np.isfinite(given).all():
         raise DataError("maps has NaN or infinite values")
     if noise_std is not None and not (np.isfinite(noise_std) and noise_std >= 0):
@@ -98,23 +106,28 @@ def import_array(
     found = [
         _sampling(values[scan], None if masks is None else masks[scan], scan, calibration) for scan in range(scans)
     ]
-    width = min(width for _, width in found)
-    varying = _varying([measured for measured, _ in found])
+    # of all samples: near the centre there is signal in every one
+    levels = [
+        estimate_noise(values[scan], found[scan][0]) if noise_std is None else float(noise_std) for scan in range(scans)
+    ]
+    masks_kept = [_centre(measured, kept) for measured, _ in found]
+    width = min(*(width for _, width in found), *kept)
+    varying = _varying(masks_kept)
     how = {
         "mask": "where any coil is not zero" if masks is None else "given",
         "calibration": "largest fully measured centre block" if calibration is None else "given",
         "maps": f"ESPIRiT of the calibration block, eigenvalue above {crop}" if given is None else "given",
         "noise_std": "median absolute deviation of the outermost tenth of samples" if noise_std is None else "given",
+        "matrix": "as measured" if matrix is None else f"central {matrix[0]} x {matrix[1]} samples",
         "prewhitening": PREWHITENING,
         "scale": "99th percentile of the zero-filled magnitude",
     }
     origin = {"source": "import array", "kspace": str(kspace) if isinstance(kspace, str | Path) else "array", **how}
     with StoreWriter(path, {**origin, **(provenance or {})}, overwrite) as writer:
         for scan in range(scans):
-            measured, _ = found[scan]
-            y = np.where(measured, values[scan], 0).astype(np.complex64)
+            measured, level = masks_kept[scan], levels[scan]
+            y = np.where(measured, _centre(values[scan], kept), 0).astype(np.complex64)
             sensitivity = estimate_maps(y, width, crop) if given is None else given[scan].astype(np.complex64)
-            level = estimate_noise(y, measured) if noise_std is None else float(noise_std)
             operator = Sense(_compact(measured, varying), torch.from_numpy(sensitivity)[None], width)
             unscaled = Measurement(torch.from_numpy(y)[None], operator, level)
             measurement = Measurement(unscaled.y, operator, level, scale=estimate_scale(unscaled))
@@ -142,6 +155,13 @@ def _fit(array: NDArray[Any], name: str, shape: tuple[int, ...]) -> NDArray[Any]
     if array.shape not in (shape, shape[1:]):
         raise DataError(f"{name} has shape {array.shape}; with this k-space it must be {shape[1:]} or {shape}")
     return np.broadcast_to(array, shape)
+
+
+def _centre(array: NDArray[Any], matrix: tuple[int, int]) -> NDArray[Any]:
+    """Centre of the two last axes; the sample of frequency zero stays in the centre."""
+    first = [length // 2 - kept // 2 for kept, length in zip(matrix, array.shape[-2:], strict=True)]
+    rows, columns = (slice(start, start + kept) for start, kept in zip(first, matrix, strict=True))
+    return array[..., rows, columns]
 
 
 def _sampling(

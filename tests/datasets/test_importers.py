@@ -137,6 +137,20 @@ def test_what_is_given_is_used(tmp_path, scan):
     assert store.attrs["provenance"]["maps"] == "given"
 
 
+def test_a_smaller_matrix_is_the_same_view(tmp_path, scan):
+    """The centre of k-space is the same image in larger pixels, with the noise level of all of k-space."""
+    store = import_array(scan["kspace"], tmp_path / "a.zarr", matrix=(22, 19))
+    got = store.read(0, raw=True)
+    np.testing.assert_array_equal(got.y[0].numpy(), scan["kspace"][:, 11:33, 9:28])
+    np.testing.assert_array_equal(got.operator.mask[0, 0].numpy(), scan["mask"][11:33, 9:28])
+    assert got.operator.calibration == 16
+    whole = import_array(scan["kspace"], tmp_path / "b.zarr").read(0, raw=True)
+    assert got.noise_std.item() == whole.noise_std.item()
+    assert "22 x 19" in store.attrs["provenance"]["matrix"]
+    with pytest.raises(ConfigError, match=r"matrix must be between 1 and .* \(44, 37\), got \(45, 20\)"):
+        import_array(scan["kspace"], tmp_path / "c.zarr", matrix=(45, 20))
+
+
 def test_input_that_cannot_be(tmp_path, scan):
     kspace = scan["kspace"]
     bad = kspace.copy()
