@@ -197,7 +197,16 @@ def spread_matches(images: Tensor, mean: Tensor, covariance: Tensor, tolerance: 
     assert (found - want).norm() / want.norm() < tolerance + 2 * (N / count) ** 0.5
 
 
-@pytest.mark.parametrize(("solver", "eta", "steps"), [("heun", 0.0, 32), ("euler", 0.0, 200), ("euler", 1.0, 200)])
+@pytest.mark.parametrize(
+    ("solver", "eta", "steps"),
+    [
+        ("heun", 0.0, 32),
+        ("euler", 0.0, 200),
+        ("euler", 1.0, 200),
+        ("multistep", 0.0, 40),
+        ("multistep", 1.0, 60),
+    ],
+)
 def test_samplers_reproduce_a_gaussian_prior(solver: str, eta: float, steps: int) -> None:
     covariance = smooth_covariance()
     mean = torch.linspace(-1, 1, N, dtype=torch.float64)
@@ -225,7 +234,11 @@ OPERATORS = {
 
 @pytest.mark.parametrize(
     ("kind", "solver", "eta", "steps"),
-    [*((kind, "heun", 0.0, 24) for kind in sorted(OPERATORS)), ("mask", "euler", 1.0, 200)],
+    [
+        *((kind, "heun", 0.0, 24) for kind in sorted(OPERATORS)),
+        ("mask", "euler", 1.0, 200),
+        ("mask", "multistep", 1.0, 60),
+    ],
 )
 def test_mmps_reproduces_a_gaussian_posterior(kind: str, solver: str, eta: float, steps: int) -> None:
     generator = torch.Generator().manual_seed(11)

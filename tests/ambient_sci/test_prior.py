@@ -201,6 +201,17 @@ def test_one_step_of_each_solver() -> None:
     assert float(sample(denoiser, noise, levels, "heun")) == pytest.approx(heun / (1 + t**2))
     assert denoiser.calls == 3
 
+    # the second step extrapolates over the first; the last one cannot
+    u, h, g = 0.1, math.log(t / 0.1), math.log(s / t)
+    second = euler / (1 + t**2)
+    bent = second + h / (2 * g) * (second - D)
+    multistep = bent + u / t * (euler - bent)
+    denoiser = Shrinks()
+    levels = torch.tensor([s, t, u, 0.0], dtype=REAL)
+    assert float(sample(denoiser, noise, levels, "multistep")) == pytest.approx(multistep / (1 + u**2))
+    assert denoiser.calls == 3
+
+    levels = torch.tensor([s, t, 0.0])
     start = torch.full((1, 1), 10.0, dtype=REAL)
     moved = sample(Shrinks(), noise, levels[1:], "euler", start=start)
     assert float(moved) == pytest.approx((t + 10) / (1 + t**2))
@@ -209,7 +220,7 @@ def test_one_step_of_each_solver() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"solver": "rk4"}, "solver must be 'euler' or 'heun', got 'rk4'"),
+        ({"solver": "rk4"}, "solver must be 'euler', 'heun' or 'multistep', got 'rk4'"),
         ({"solver": "heun", "eta": 0.5}, "eta must be 0 to 1, and 0 with solver 'heun', got 0.5 with 'heun'"),
         ({"solver": "euler", "eta": 1.5}, "eta must be 0 to 1, and 0 with solver 'heun', got 1.5 with 'euler'"),
         ({"solver": "euler", "eta": -0.1}, "eta must be 0 to 1"),
