@@ -39,8 +39,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
 
 def main() -> None:
     """Entry point of the ``ambient-sci`` command."""
-    # threads that wait by spinning slow training down when another process wants a core; set before torch loads
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # the network is thousands of short parallel regions a second: threads that fall asleep after each cost almost half
+    # of the speed, threads that spin for long are slow where another process wants a core; set before torch loads
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         status = app(prog_name="ambient-sci", standalone_mode=False)
     except AmbientError as error:
@@ -157,6 +159,7 @@ def simulate(
     epilog=examples(
         "ambient-sci import array kspace.npy scan.zarr",
         "ambient-sci import array kspace.npy scan.zarr --maps maps.npy --noise-std 0.002",
+        "ambient-sci import array kspace.npy coarse.zarr --matrix 128 100",
     ),
 )
 def import_array(
@@ -172,6 +175,10 @@ def import_array(
     calibration: Annotated[
         Optional[int], typer.Option(help="width of the fully measured centre; found otherwise")  # noqa: UP045
     ] = None,
+    matrix: Annotated[
+        Optional[tuple[int, int]],  # noqa: UP045
+        typer.Option(help="keep the central Y X samples of k-space: the same view in fewer pixels", metavar="Y X"),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Bring multi-coil Cartesian k-space from an array into a store."""
@@ -179,7 +186,14 @@ def import_array(
     from ambient_sci.datasets import import_array as import_kspace
 
     made = import_kspace(
-        kspace, store, mask=mask, maps=maps, noise_std=noise_std, calibration=calibration, overwrite=overwrite
+        kspace,
+        store,
+        mask=mask,
+        maps=maps,
+        noise_std=noise_std,
+        calibration=calibration,
+        matrix=matrix,
+        overwrite=overwrite,
     )
     print(describe(made))
 
@@ -268,7 +282,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="folder for samples.npy and samples.png")] = Path("samples"),
     count: Annotated[int, typer.Option(min=1, help="number of images")] = 16,
     steps: Annotated[int, typer.Option(min=1, help="sampler steps")] = 32,
-    solver: Annotated[str, typer.Option(help="heun or euler")] = "heun",
+    solver: Annotated[str, typer.Option(help="heun, multistep or euler")] = "heun",
     store: Annotated[
         Optional[Path], typer.Option(help="store whose masks an ambient prior samples through; the training's")  # noqa: UP045
     ] = None,
@@ -321,7 +335,7 @@ def reconstruct(
     steps: Annotated[int, typer.Option(min=1, help="sampler steps")] = 32,
     iterations: Annotated[int, typer.Option(min=1, help="conjugate gradient iterations a step (mmps)")] = 3,
     guidance: Annotated[float, typer.Option(help="pull towards the data (adps)")] = 1.0,
-    solver: Annotated[str, typer.Option(help="euler or heun")] = "euler",
+    solver: Annotated[str, typer.Option(help="multistep, euler or heun")] = "multistep",
     eta: Annotated[float, typer.Option(help="share of noise renewed each step, 0 to 1 (euler)")] = 1.0,
     batch: Annotated[int, typer.Option(min=1, help="images in the network at once")] = 64,
     any_size: Annotated[bool, typer.Option("--any-size", help="let the image size differ from the training's")] = False,

@@ -68,6 +68,7 @@ def posterior_images(prior: Prior, store: Store, images: Tensor, lap: int, progr
             m.to(prior.device),
             steps=config.em_steps,
             iterations=config.em_iterations,
+            solver="euler",
             seed=config.seed + 1 + lap,
             start=images[m.index],
             level=config.em_level,

@@ -11,7 +11,8 @@ The result is an xarray Dataset in the instrument's units, one row a scan:
 ========== ============================== ==================================================================
 
 With few samples an interval between empirical quantiles is too narrow; the interval here is the predictive one of a
-normal sample of that size, :math:`m \pm t_{S-1} \, \mathrm{std} \, \sqrt{1 + 1/S}`.
+normal sample of that size, :math:`m \pm t_{S-1} \, \mathrm{std} \, \sqrt{1 + 1/S}`. (For antithetic pairs, see
+`ambient_sci.posterior.draw`, that is a percent wider than it need be.)
 """
 
 import shutil
@@ -53,7 +54,7 @@ def reconstruct(
     steps: int = 32,
     iterations: int = 3,
     guidance: float = 1.0,
-    solver: Solver = "euler",
+    solver: Solver = "multistep",
     eta: float = 1.0,
     batch: int = 64,
     seed: int = 0,
@@ -140,7 +141,14 @@ def summarise(drawn: Tensor) -> dict[str, Tensor]:
 
     count = drawn.shape[1]
     mean = drawn.mean(1)
-    std = ((drawn - mean[:, None]).abs().square().sum(1) / (count - 1)).sqrt()
+    variance = (drawn - mean[:, None]).abs().square().sum(1) / count
+    if count % 2 == 0 and count > 2:
+        # what the mean takes from the spread depends on how the samples of a pair hang together; pairs are independent
+        pairs = drawn.unflatten(1, (count // 2, 2)).mean(2)
+        variance = variance + (pairs - mean[:, None]).abs().square().sum(1) / (count // 2 * (count // 2 - 1))
+    else:
+        variance = variance * count / (count - 1)
+    std = variance.sqrt()
     value = drawn.abs() if drawn.is_complex() else drawn
     centre, spread = value.mean(1), value.std(1)
     half = float(t.ppf(0.5 + INTERVAL / 2, count - 1)) * spread * (1 + 1 / count) ** 0.5

@@ -1,11 +1,17 @@
-"""Posterior samples of a batch of scans: the one place where prior, posterior method and sampler meet."""
+r"""Posterior samples of a batch of scans: the one place where prior, posterior method and sampler meet.
+
+Samples come in antithetic pairs: the second of a pair sees all noise of the first with the sign turned (Hammersley and
+Morton 1956, Math. Proc. Camb. Phil. Soc. 52:449). Each is a sample like any other, but what chance does to one it
+undoes in the other, as far as the posterior is symmetric: the mean of a few pairs is as near to the posterior mean as
+that of many more independent samples.
+"""
 
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ambient_sci.denoise import Denoiser
+from ambient_sci.denoise import Denoiser, per_image
 from ambient_sci.errors import ConfigError
 from ambient_sci.measurement import Measurement
 from ambient_sci.posterior.adps import ADPS
@@ -28,17 +34,18 @@ def draw_posterior(
     steps: int = 32,
     iterations: int = 3,
     guidance: float = 1.0,
-    solver: Solver = "euler",
+    solver: Solver = "multistep",
     eta: float = 1.0,
     seed: int = 0,
     start: Tensor | None = None,
-    level: float | None = None,
+    level: float = 10.0,
     any_size: bool = False,
     progress: str | None = None,
 ) -> Tensor:
     """Draw posterior samples, ``(batch, samples, channel, *spatial)``, in normalised units.
 
     Sample ``j`` of a scan depends on the seed, the scan's number and ``j`` alone, not on what else is in the batch.
+    Samples ``2 k`` and ``2 k + 1`` are an antithetic pair.
 
     Parameters
     ----------
@@ -58,10 +65,13 @@ def draw_posterior(
         A-DPS: strength of the pull towards the data.
     seed
         Seed of the samples.
-    start, level
-        Images ``(batch, channel, *spatial)`` to renew instead of starting from noise alone: noise of this level, in
-        units of the prior's ``sigma_data``, is added to them. Where they are posterior samples already, so are the
-        results; what is coarser than the level stays as it was.
+    level
+        Noise that sampling starts from, in units of the prior's ``sigma_data``. It need not drown the coarsest
+        structures, as it must without data: they are measured.
+    start
+        Images ``(batch, channel, *spatial)`` to renew instead of starting from noise alone: noise of a lower level is
+        added to them. Where they are posterior samples already, so are the results; what is coarser than the level
+        stays as it was.
     any_size
         Apply the prior to images of another 2-D size than it was learned from. The network is convolutional, so it
         can; it has learned structures of a certain size in pixels, so it should only where they are about as large.
@@ -86,19 +96,22 @@ def draw_posterior(
     repeated = measurement.repeat(samples)
     labels = torch.stack([repeated.index, torch.arange(samples).repeat(len(measurement))], 1)
 
+    blank = torch.zeros(1, *shape, dtype=prior.dtype, device=prior.device)
     if isinstance(prior.denoiser, AmbientDenoiser):
-        blank = torch.zeros(1, *shape, dtype=prior.dtype, device=prior.device)
         streams = [stream(seed, *row) for row in labels.tolist()]
         seen = FixedMask.thinned(prior.denoiser, repeated.operator, blank, prior.config.thinning, streams)
         posterior: Denoiser = ADPS(seen, repeated, guidance)
     else:
         posterior = MMPS(prior.denoiser, repeated, iterations)
 
-    def noise(k: int) -> Tensor:
-        step = torch.full((len(labels), 1), k)
-        return scan_noise(shape, prior.dtype, seed, torch.cat([step, labels], 1)).to(prior.device)
+    pairs = torch.stack([labels[:, 0], labels[:, 1] // 2], 1)
+    sign = per_image(1.0 - 2.0 * (labels[:, 1] % 2), blank)
 
-    levels = prior.levels(steps, None if level is None else level * prior.sigma_data)
+    def noise(k: int) -> Tensor:
+        step = torch.full((len(pairs), 1), k)
+        return (sign * scan_noise(shape, prior.dtype, seed, torch.cat([step, pairs], 1))).to(prior.device)
+
+    levels = prior.levels(steps, level * prior.sigma_data)
     begin = None if start is None else start.to(prior.device).repeat_interleave(samples, 0)
     images = sample(posterior, noise, levels, solver, eta, begin, progress)
     return images.reshape(len(measurement), samples, *shape)

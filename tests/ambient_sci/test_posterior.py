@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ambient_sci import Measurement, load_prior, open_store
-from ambient_sci.denoise import Denoiser
+from ambient_sci.config import TrainConfig
+from ambient_sci.denoise import Denoiser, GaussianDenoiser
 from ambient_sci.errors import ConfigError
 from ambient_sci.measurement import randn_like
-from ambient_sci.operators import Fourier, Gaussian, LinearOperator, Mask, Sense
+from ambient_sci.operators import Fourier, Gaussian, LinearOperator, Mask, Sense, conjugate_gradient
 from ambient_sci.operators.patterns import random_lines
 from ambient_sci.posterior import ADPS, MMPS, FixedMask, restore
 from ambient_sci.posterior.ambient import AmbientDenoiser
@@ -113,6 +114,43 @@ def test_mmps_with_few_iterations_stays_between() -> None:
     errors = [float((MMPS(Tanh(x.dtype), m, count)(x, sigma) - exact).norm()) for count in (0, 1, 3, 8)]
     assert errors == sorted(errors, reverse=True)
     torch.testing.assert_close(MMPS(Tanh(x.dtype), m, 0)(x, sigma), Tanh(x.dtype)(x, sigma))
+
+
+class Rough(Denoiser):
+    """A linear denoiser whose Jacobian is neither symmetric nor positive, like that of a barely trained network."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        a, b = torch.randn(2, N, N, generator=generator(seed), dtype=REAL) / N**0.5
+        self.jacobian = a @ a.mT / 2 + 0.3 * b
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return (x.flatten(1) @ self.jacobian.mT).reshape(x.shape)
+
+
+def test_mmps_does_not_run_away_with_a_rough_denoiser() -> None:
+    """Where conjugate gradients alone do, on many of these problems."""
+    runaways = 0
+    for seed in range(20):
+        denoiser, g = Rough(seed), generator(100 + seed)
+        operator = Mask((torch.rand(2, *SHAPE, generator=g) < 0.7).to(REAL))
+        x, truth = torch.randn(2, 2, *SHAPE, generator=g, dtype=REAL)
+        m, sigma = Measurement(operator(truth), operator, 0.1), torch.ones(2, dtype=REAL)
+        got, start = MMPS(denoiser, m, 8)(x, sigma), denoiser(x, sigma)
+
+        def covariance(v: Tensor, jacobian: Tensor = denoiser.jacobian) -> Tensor:
+            return (v.flatten(1) @ jacobian).reshape(v.shape)
+
+        v = conjugate_gradient(
+            lambda v, A=operator, V=covariance: 0.01 * v + A(V(A.adjoint(v))),  # type: ignore[misc]
+            (m.y - operator(start)) * operator.rows,
+            iterations=8,
+        )
+        plain = start + covariance(operator.adjoint(v))
+        bound = 30 * (start.norm() + m.y.norm())
+        runaways += bool(plain.norm() > bound)
+        assert got.norm() < bound
+    assert runaways > 5
 
 
 @pytest.mark.parametrize("kind", sorted(OPERATORS))
@@ -253,6 +291,32 @@ def test_draws_do_not_depend_on_company(prior: Prior, scans: Measurement) -> Non
     assert_close(draw_posterior(prior, scans[:2], samples=1, steps=5, seed=3), together[:2, :1])
     assert (together[:, 0] - together[:, 1]).abs().mean() > 0.01
     assert (draw_posterior(prior, scans[:1], steps=5, seed=4) - together[:1, :1]).abs().mean() > 0.01
+
+
+def test_a_pair_has_the_exact_mean_of_a_gaussian_posterior() -> None:
+    """Chance leaves nothing in the mean of an antithetic pair: any seed gives the exact mean."""
+    spectrum = torch.diag(torch.linspace(0.2, 1.5, N, dtype=REAL))
+    denoiser = GaussianDenoiser(torch.full(SHAPE, 0.5, dtype=torch.complex64), spectrum.float())
+    denoiser.sigma_data = 1.0  # type: ignore[assignment]
+    denoiser.register_parameter("somewhere", nn.Parameter(torch.zeros(1)))
+    prior = Prior(denoiser, SHAPE, True, TrainConfig(store="a", out="b"), {}, 0)
+    m, _, _ = problem("sense")
+    single = Measurement(
+        m.y.to(torch.complex64), m.operator.to(dtype=torch.float32), m.noise_std.float(), torch.tensor([3, 8])
+    )
+    pairs = [
+        draw_posterior(prior, single, samples=2, steps=40, iterations=N, seed=seed, level=40.0).to(COMPLEX)
+        for seed in range(2)
+    ]
+    assert (pairs[0][:, 0] - pairs[1][:, 0]).abs().mean() > 0.1
+    for scan in range(2):
+        A = m[scan].operator.repeat(N)(torch.eye(N, dtype=COMPLEX).reshape(N, *SHAPE)).flatten(1).mT
+        noise = float(m.noise_std[scan])
+        posterior = torch.linalg.inv(torch.linalg.inv(spectrum).to(COMPLEX) + A.mH @ A / noise**2)
+        offset = torch.full((N,), 0.5, dtype=COMPLEX)
+        mean = offset + posterior @ A.mH @ (m.y[scan].flatten() - A @ offset) / noise**2
+        for pair in pairs:
+            torch.testing.assert_close(pair[scan].mean(0).flatten(), mean, rtol=0.01, atol=0.01)
 
 
 def test_draws_agree_with_the_data(prior: Prior, scans: Measurement) -> None:

@@ -80,6 +80,20 @@ def test_coordinates_are_carried_over(prior: Prior, blobs: Callable[..., np.ndar
     assert result.set_index(scan=["subject"]).sel(scan=8).sizes["scan"] == 2
 
 
+@pytest.mark.parametrize("correlation", [-1.0, -0.6, 0.0])
+@pytest.mark.parametrize("count", [3, 4, 8])
+def test_standard_deviation_of_samples_in_pairs(count: int, correlation: float) -> None:
+    """Right on average however the two of a pair hang together (three samples are independent, or taken to be)."""
+    g = torch.Generator().manual_seed(0)
+    first, other = torch.randn(2, 40_000, (count + 1) // 2, 1, 1, 1, generator=g)
+    second = correlation * first + (1 - correlation**2) ** 0.5 * other
+    drawn = (
+        torch.stack([first, second], 2).flatten(1, 2)[:, :count] if count > 3 else torch.cat([first, other], 1)[:, :3]
+    )
+    variance = summarise(drawn)["std"].square().mean()
+    assert float(variance) == pytest.approx(1, abs=0.02)
+
+
 def test_provenance(prior: Prior, store_path: Path) -> None:
     store = open_store(store_path)
     result = reconstruct(prior, store, scans=0, seed=11, guidance=0.7, solver="heun", eta=0.0, **QUICK)
@@ -139,7 +153,8 @@ def test_real_images(blobs: Callable[..., np.ndarray], small: dict[str, Any], tm
 def test_summary_of_four_numbers() -> None:
     found = summarise(torch.tensor([1.0, 2.0, 3.0, 6.0]).reshape(1, 4, 1, 1, 1))
     assert float(found["mean"]) == pytest.approx(3)
-    assert float(found["std"]) == pytest.approx((14 / 3) ** 0.5)
+    # of pairs: 14 / 4 around the mean, and what the mean itself varies by: that of 1.5 and 4.5, over their number
+    assert float(found["std"]) == pytest.approx((14 / 4 + 4.5 / 2) ** 0.5)
     half = 2.3533634 * (14 / 3) ** 0.5 * (5 / 4) ** 0.5  # Student's t of 3 degrees of freedom at 95%
     assert float(found["lower"]) == pytest.approx(3 - half)
     assert float(found["upper"]) == pytest.approx(3 + half)
