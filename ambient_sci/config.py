@@ -28,14 +28,14 @@ class TrainConfig(BaseModel):
     store: Path = Field(description="store of measurements to learn from")
     out: Path = Field(description="folder of the run; run again to resume")
     method: Method = Field("em", description="em, ambient, or oracle (needs clean references: simulation only)")
-    images: int = Field(20_000, ge=1, description="length of the training, in images")
+    images: int = Field(25_000, ge=1, description="length of the training, in images")
     batch: int = Field(8, ge=1, description="images in a batch")
     seed: int = Field(0, ge=0, description="seed of everything random in the run")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="arithmetic of the network alone")
 
     widths: tuple[Annotated[int, Field(ge=32, multiple_of=32)], ...] = Field(
-        (64, 96, 128), min_length=1, description="channels of each level of the U-Net, multiples of 32"
+        (64, 64, 64), min_length=1, description="channels of each level of the U-Net, multiples of 32"
     )
     blocks: int = Field(1, ge=1, description="residual blocks per level")
     patch: int = Field(4, ge=1, description="side of the pixel blocks that the stem folds into channels")
@@ -43,7 +43,7 @@ class TrainConfig(BaseModel):
         None, gt=0, description="standard deviation of the images; estimated when not given"
     )
 
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    learning_rate: float = Field(3e-3, gt=0, description="peak learning rate of AdamW")
     warmup: int = Field(500, ge=0, description="images over which the learning rate rises")
     ema: int = Field(1_000, ge=1, description="half-life of the averaged weights, in images")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
@@ -52,7 +52,7 @@ class TrainConfig(BaseModel):
     thinning: float = Field(0.3, gt=0, le=1, description="ambient: chance that a measured row is hidden")
     consistency_steps: int = Field(1, ge=1, description="ambient: data-consistency steps inside the network")
 
-    laps: int = Field(2, ge=0, description="em: how often the posterior samples are drawn anew")
+    laps: int = Field(4, ge=0, description="em: how often the posterior samples are drawn anew")
     start_images: int | None = Field(
         None, ge=1, description="em: images before the first lap; an equal share if not given"
     )

@@ -46,7 +46,7 @@ class UNet(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        widths: tuple[int, ...] = (64, 96, 128),
+        widths: tuple[int, ...] = (64, 64, 64),
         blocks: int = 1,
         patch: int = 4,
         filters: int = 16,

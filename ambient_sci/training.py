@@ -76,7 +76,7 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
         denoiser = build_denoiser(config, store.image_shape, store.is_complex, network).to(device)
     average = copy.deepcopy(denoiser).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(
-        denoiser.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+        denoiser.parameters(), config.learning_rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True
     )
     trained_on = {
         "store": str(config.store),

@@ -57,8 +57,8 @@ work.mkdir(parents=True, exist_ok=True)
 size = 32 if QUICK else 64  # pixels a side
 subjects, slices = (6, 4) if QUICK else (60, 8)  # to learn from
 tuning_subjects, scored_subjects = 1, 1 if QUICK else 4  # held out
-options = {"images": 512, "widths": (32,), "laps": 1} if QUICK else {"images": 14_000}
-samples, steps = (4, 6) if QUICK else (8, 24)
+options = {"images": 512, "widths": (32,), "laps": 1} if QUICK else {"images": 15_000, "laps": 3}
+samples, steps = (4, 6) if QUICK else (8, 16)
 print(f"{'quick' if QUICK else 'full'} size, writing to {work}")
 
 # %% [markdown]

@@ -62,19 +62,19 @@ class DemoSize:
     """How much of everything; the two sizes are below."""
 
     size: int = 64
-    subjects: int = 60
+    subjects: int = 80
     slices: int = 8
     acceleration: float = 4.0
     calibration: int = 6
     noise: float = 0.03
-    images: int = 24_000
-    widths: tuple[int, ...] = (64, 96, 128)
+    images: int = 25_000
+    widths: tuple[int, ...] = (64, 64, 64)
     tuning_subjects: int = 2
     scored_subjects: int = 4
     held_out_slices: int = 4
-    samples: int = 12
-    steps: int = 24
-    laps: int = 2
+    samples: int = 16
+    steps: int = 16
+    laps: int = 3
 
 
 FULL = DemoSize()
