@@ -8,7 +8,9 @@ if __name__ != "ambient_sci.operators":  # found as a top-level name from the re
     raise ImportError("import this package as ambient_sci.operators")
 
 from ambient_sci.operators import patterns
+from ambient_sci.operators.average import Average
 from ambient_sci.operators.base import LinearOperator, OperatorSpec, collate, from_spec
+from ambient_sci.operators.blur import Blur, gaussian_kernel, motion_kernel
 from ambient_sci.operators.compose import Compose, Scale, Sum, VStack, vstack
 from ambient_sci.operators.fourier import Fourier
 from ambient_sci.operators.gaussian import Gaussian
@@ -18,6 +20,8 @@ from ambient_sci.operators.sense import Sense
 from ambient_sci.operators.solve import conjugate_gradient
 
 __all__ = [
+    "Average",
+    "Blur",
     "Compose",
     "Fourier",
     "Gaussian",
@@ -32,6 +36,8 @@ __all__ = [
     "collate",
     "conjugate_gradient",
     "from_spec",
+    "gaussian_kernel",
+    "motion_kernel",
     "patterns",
     "vstack",
 ]
