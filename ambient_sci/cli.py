@@ -336,7 +336,7 @@ def reconstruct(
     iterations: Annotated[int, typer.Option(min=1, help="conjugate gradient iterations a step (mmps)")] = 3,
     guidance: Annotated[float, typer.Option(help="pull towards the data (adps)")] = 1.0,
     solver: Annotated[str, typer.Option(help="multistep, euler or heun")] = "multistep",
-    eta: Annotated[float, typer.Option(help="share of noise renewed each step, 0 to 1 (euler)")] = 1.0,
+    eta: Annotated[float, typer.Option(help="share of noise renewed each step, 0 to 1; 0 with heun")] = 1.0,
     batch: Annotated[int, typer.Option(min=1, help="images in the network at once")] = 64,
     any_size: Annotated[bool, typer.Option("--any-size", help="let the image size differ from the training's")] = False,
     seed: Seed = 0,

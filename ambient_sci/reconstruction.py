@@ -11,8 +11,8 @@ The result is an xarray Dataset in the instrument's units, one row a scan:
 ========== ============================== ==================================================================
 
 With few samples an interval between empirical quantiles is too narrow; the interval here is the predictive one of a
-normal sample of that size, :math:`m \pm t_{S-1} \, \mathrm{std} \, \sqrt{1 + 1/S}`. (For antithetic pairs, see
-`ambient_sci.posterior.draw`, that is a percent wider than it need be.)
+normal sample of that size, :math:`m \pm t_{S-1} \, \mathrm{std} \, \sqrt{1 + 1/S}`. It fits antithetic pairs
+(`ambient_sci.posterior.draw`), too: what their mean knows better, half as many independent deviations know worse.
 """
 
 import shutil

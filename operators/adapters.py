@@ -170,12 +170,8 @@ def to_scipy(
 
     Parameters
     ----------
-    operator
-        The operator.
-    image_shape
-        ``(channel, *spatial)``.
-    scan
-        Which scan.
+    operator, image_shape, scan
+        As in `to_sigpy`.
     dtype
         Type of the arrays, numpy's name of it.
 

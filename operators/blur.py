@@ -149,7 +149,7 @@ def gaussian_kernel(width: Tensor, size: Sequence[int]) -> Tensor:
     width
         Standard deviations in pixels, ``(batch,)`` for round kernels or ``(batch, axes)``.
     size
-        Size of the kernels in pixels; six times the width loses a thousandth.
+        Size of the kernels in pixels; six times the width loses some thousandths.
 
     Returns
     -------

@@ -40,7 +40,7 @@ def conjugate_gradient(
         Number of iterations.
     tolerance
         A scan whose residual norm has fallen below this part of its right-hand side's is left as it is. So is one along
-        whose direction the map turns out not to be positive (learned Jacobians are only nearly so).
+        whose direction the map turns out not to be positive.
 
     Returns
     -------

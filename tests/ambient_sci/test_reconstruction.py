@@ -94,6 +94,19 @@ def test_standard_deviation_of_samples_in_pairs(count: int, correlation: float) 
     assert float(variance) == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.parametrize("correlation", [-1.0, 0.0])
+@pytest.mark.parametrize("count", [8, 16])
+def test_intervals_of_samples_in_pairs(count: int, correlation: float) -> None:
+    """Nine of ten hold another draw, whether the two of a pair cancel or have nothing to do with each other."""
+    g = torch.Generator().manual_seed(1)
+    truth = torch.randn(40_000, 1, 1, 1, generator=g)
+    first, other = torch.randn(2, 40_000, count // 2, 1, 1, 1, generator=g)
+    second = correlation * first + (1 - correlation**2) ** 0.5 * other
+    found = summarise(torch.stack([first, second], 2).flatten(1, 2))
+    held = (found["lower"] <= truth) & (truth <= found["upper"])
+    assert float(held.double().mean()) == pytest.approx(0.9, abs=0.008)
+
+
 def test_provenance(prior: Prior, store_path: Path) -> None:
     store = open_store(store_path)
     result = reconstruct(prior, store, scans=0, seed=11, guidance=0.7, solver="heun", eta=0.0, **QUICK)
