@@ -39,8 +39,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
 
 def main() -> None:
     """Entry point of the ``ambient-sci`` command."""
-    # the network is thousands of short parallel regions a second: threads that fall asleep after each cost almost half
-    # of the speed, threads that spin for long are slow where another process wants a core; set before torch loads
+    # the network is thousands of short parallel regions a second: threads that fall asleep after each have to be woken
+    # as often, threads that spin for long take the core from other processes; set before torch loads
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:

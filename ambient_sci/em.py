@@ -68,7 +68,7 @@ def posterior_images(prior: Prior, store: Store, images: Tensor, lap: int, progr
             m.to(prior.device),
             steps=config.em_steps,
             iterations=config.em_iterations,
-            solver="euler",  # with multistep and as few iterations samples spread too wide, and laps drift towards noise
+            solver="euler",  # multistep samples, of as few iterations, spread too wide: laps drift towards noise
             seed=config.seed + 1 + lap,
             start=images[m.index],
             level=config.em_level,
