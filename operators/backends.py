@@ -71,7 +71,8 @@ class Finufft(Backend):
 
     def forward(self, images: Tensor, maps: Tensor | None) -> Tensor:
         """See `Backend.forward`."""
-        x, s = _array(images), None if maps is None else _array(maps)
+        x: Any = _array(images)
+        s: Any = None if maps is None else _array(maps)
         coils = x.shape[1] if s is None else s.shape[2]
         result = np.empty((len(x), coils, self.trajectory.shape[1]), x.dtype)
 
@@ -85,22 +86,24 @@ class Finufft(Backend):
 
     def adjoint(self, values: Tensor, maps: Tensor | None) -> Tensor:
         """See `Backend.adjoint`."""
-        y, s = _array(values), None if maps is None else _array(maps)
+        y: Any = _array(values)
+        s: Any = None if maps is None else _array(maps)
         channels = y.shape[1] if s is None else s.shape[1]
         result = np.empty((len(y), channels, *self.shape), y.dtype)
 
-        def work(scan: int, block: range, plan: Any) -> Any:
-            total = np.zeros((channels, *self.shape), y.dtype) if s is not None else None
+        def plain(scan: int, block: range, plan: Any) -> None:
             for coil in block:
-                if total is None:
-                    plan.execute_adjoint(y[scan, coil], result[scan, coil])
-                else:
-                    image = plan.execute_adjoint(y[scan, coil])
-                    # the conjugate of the image instead of that of the maps: one channel is less than many
-                    total += np.conjugate(image, out=image) * s[scan % len(s), :, coil]
+                plan.execute_adjoint(y[scan, coil], result[scan, coil])
+
+        def combined(scan: int, block: range, plan: Any) -> Any:
+            total = np.zeros((channels, *self.shape), y.dtype)
+            for coil in block:
+                image = plan.execute_adjoint(y[scan, coil])
+                # the conjugate of the image instead of that of the maps, and once more at the end
+                total += np.conjugate(image, out=image) * s[scan % len(s), :, coil]
             return total
 
-        totals = self._run(work, len(y), y.shape[1], y.dtype)
+        totals = self._run(plain if s is None else combined, len(y), y.shape[1], y.dtype)
         if s is not None:
             for scan in range(len(y)):
                 np.conjugate(reduce(np.add, totals[scan]), out=result[scan])

@@ -70,7 +70,8 @@ def _pipe(trajectory: Tensor, shape: Sequence[int], iterations: int) -> Tensor:
 
     def areas(points: Tensor, size: Sequence[int]) -> Tensor:
         found = calc_density_compensation_function(points.mT, size, num_iterations=iterations)
-        return found.real.reshape(len(points), -1)
+        flat: Tensor = found.real.reshape(len(points), -1)
+        return flat
 
     # the library leaves the scale to its kernel: a full grid tells it (an odd one, which has no sample at the edge)
     axis = 2 * math.pi * torch.arange(-2, 3) / 5
