@@ -134,7 +134,7 @@ class Sense(LinearOperator):
         return result.conj_physical_()
 
     def _seen(self, x: Tensor, coil: int) -> Tensor:
-        """The image through the eyes of one coil, ``(batch, 1, *spatial)``."""
+        """Multiply the image by the maps of one coil, ``(batch, 1, *spatial)``."""
         maps = self._sets[:, :, coil]
         return x * maps if maps.shape[1] == 1 else (x * maps).sum(1, keepdim=True)
 
