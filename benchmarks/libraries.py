@@ -17,19 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.problems import ITERATIONS, NufftProblem, Problem, SenseProblem
+from benchmarks.problems import ITERATIONS, GaussianProblem, NufftProblem, Problem, SenseProblem
 
 __all__ = [
     "ACCURACY",
+    "AmbientGaussian",
     "AmbientNufft",
     "AmbientSense",
+    "DeepinvGaussian",
     "DeepinvNufft",
     "DeepinvSense",
+    "DenseGaussian",
     "FinufftNufft",
     "FourierAlone",
     "Library",
     "MrinufftNufft",
-    "MrproFineNufft",
+    "MrproCoarseNufft",
     "MrproNufft",
     "MrproSense",
     "SigpyNufft",
@@ -45,20 +48,32 @@ P = TypeVar("P", bound=Problem)
 class Library(ABC, Generic[P]):
     """One library on one problem.
 
-    The constructor raises `ImportError` if the library is not installed. `forward`, `adjoint`, `gram`, `gradient` and
-    `solve` are the operations of `benchmarks.problems`; one that a library has no function for is left out.
+    `forward`, `adjoint`, `gram`, `gradient` and `solve` are the operations of `benchmarks.problems`; those that
+    a library has no function for are left out.
+
+    Attributes
+    ----------
+    name
+        What the table calls it.
+    module
+        What has to be installed.
+    devices
+        Where it runs.
+    differs
+        Operations in which it computes, by design, other numbers.
     """
 
-    name: ClassVar[str]
+    name: str
     module: ClassVar[str]
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    differs: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def __init__(self, problem: P) -> None:
-        """Set everything up that does not depend on image and measurement."""
+        """Set up what can be kept from call to call."""
 
     def answer(self, operation: str) -> Tensor | None:
-        """Carry an operation out, and give its result in the layout of `Problem.answer`."""
+        """Carry an operation out, and give its result in the layout of `Problem.answer`, if it is comparable."""
         result = getattr(self, operation)()
         return self._measurement(result) if operation == "forward" else self._image(result)
 
@@ -123,6 +138,14 @@ class AmbientNufft(_Ambient[NufftProblem]):
         from ambient_sci.operators import Nufft
 
         self.operator = Nufft(problem.trajectory, problem.shape, maps=problem.maps)
+        self.x, self.y = problem.image, problem.data
+
+
+class AmbientGaussian(_Ambient[GaussianProblem]):
+    """`ambient_sci.operators.Gaussian` of the structured kind, another one for every scan."""
+
+    def __init__(self, problem: GaussianProblem) -> None:
+        self.operator = problem.operator()
         self.x, self.y = problem.image, problem.data
 
 
@@ -206,9 +229,7 @@ class DeepinvSense(_Deepinv[SenseProblem]):
     def __init__(self, problem: SenseProblem) -> None:
         physics = importlib.import_module("deepinv").physics
         mask = problem.mask.expand(-1, 2, *problem.shape).contiguous()
-        self._set_up(
-            physics.MultiCoilMRI(mask=mask, coil_maps=problem.maps, device=problem.image.device), problem
-        )
+        self._set_up(physics.MultiCoilMRI(mask=mask, coil_maps=problem.maps, device=problem.image.device), problem)
 
 
 class DeepinvNufft(_Deepinv[NufftProblem]):
@@ -218,16 +239,61 @@ class DeepinvNufft(_Deepinv[NufftProblem]):
 
     def __init__(self, problem: NufftProblem) -> None:
         physics = importlib.import_module("deepinv").physics
-        operator = physics.NonCartesianMRI(img_size=problem.shape, coil_maps=problem.maps)
-        operator.nufft_op.update_samples(problem.trajectory[0].numpy())
+        operator = physics.NonCartesianMRI(
+            problem.shape, problem.spokes, problem.trajectory.shape[1] // problem.spokes, coil_maps=problem.maps
+        )
+        operator.nufft_op.update_samples(problem.trajectory[0].double().numpy())  # its plans are in double precision
         self._set_up(operator, problem)
         self.scale = operator.nufft_op.norm_factor / math.sqrt(math.prod(problem.shape))
 
-    def _image(self, result: Any) -> Tensor:
-        return self.scale * super()._image(result)
+    def answer(self, operation: str) -> Tensor | None:
+        """Undo mri-nufft's normalisation, half of which is its grid's."""
+        result = super().answer(operation)
+        return None if result is None else result * self.scale ** (2 if operation == "gram" else 1)
 
-    def _measurement(self, result: Any) -> Tensor:
-        return self.scale * super()._measurement(result)
+
+class DeepinvGaussian(_Deepinv[GaussianProblem]):
+    """`deepinv.physics.StructuredRandom`: signs and a sine transform, the same for all scans.
+
+    Its `CompressedSensing` would invert the dense matrix in the constructor, for some twenty minutes.
+    """
+
+    name = "deepinv, StructuredRandom"
+
+    def __init__(self, problem: GaussianProblem) -> None:
+        physics = importlib.import_module("deepinv").physics
+        height = 2 ** (problem.data.shape[1].bit_length() // 2)
+        self.output = (1, height, problem.data.shape[1] // height)
+        self.physics = physics.StructuredRandom((1, *problem.shape), self.output, device=problem.image.device)
+        self.x, self.y = problem.image, problem.data.reshape(-1, *self.output)
+
+    def answer(self, operation: str) -> None:
+        """Another random map: nothing to compare."""
+
+
+# ----------------------------------------------------------------------------------------------------------- dense
+
+
+class DenseGaussian(Library[GaussianProblem]):
+    """One dense matrix for all scans: one for each would take sixteen times the memory."""
+
+    module = "torch"
+
+    def __init__(self, problem: GaussianProblem) -> None:
+        self.x, self.y = problem.image.flatten(1), problem.data
+        generator = torch.Generator(problem.image.device).manual_seed(0)
+        rows, columns = self.y.shape[1], self.x.shape[1]
+        self.matrix = torch.randn(rows, columns, generator=generator, device=problem.image.device) / math.sqrt(rows)
+        self.name = f"a dense matrix of {self.matrix.nbytes / 2**30:.2g} GiB"
+
+    def forward(self) -> Tensor:
+        return self.x @ self.matrix.mT
+
+    def adjoint(self) -> Tensor:
+        return self.y @ self.matrix
+
+    def answer(self, operation: str) -> None:
+        """Another random map: nothing to compare."""
 
 
 # ----------------------------------------------------------------------------------------------------------- mrpro
@@ -269,6 +335,8 @@ class MrproSense(_Mrpro[SenseProblem]):
 
     Its conjugate gradients have one step size for the whole batch, and so other iterates.
     """
+
+    differs = ("solve",)
 
     def __init__(self, problem: SenseProblem) -> None:
         operators, data = importlib.import_module("mrpro.operators"), importlib.import_module("mrpro.data")
@@ -421,6 +489,8 @@ class TorchkbnufftNufft(Library[NufftProblem]):
         self.toeplitz = torchkbnufft.ToepNufft()
         self.kernel = torchkbnufft.calc_toeplitz_kernel(self.omega, problem.shape, norm="ortho")
         self.x, self.y, self.maps = problem.image, problem.data, problem.maps
+        if self.maps is None and problem.batch > 1:
+            self.kernel = self.kernel[:, None]  # one for each scan, and not for each channel
 
     def forward(self) -> Tensor:
         return self.nufft(self.x, self.omega, smaps=self.maps, norm="ortho")
@@ -528,8 +598,6 @@ class MrinufftNufft(Library[NufftProblem]):
         return np.stack([A.adj_op(A.op(x)) for A, x in zip(self.operators, self.x, strict=True)])
 
     def answer(self, operation: str) -> Tensor:
-        """Undo its normalisation, half of which is the grid's."""
-        result = torch.from_numpy(getattr(self, operation)())
-        if operation == "forward":
-            return self.scale * result.reshape(self.y.shape)
-        return self.scale ** (2 if operation == "gram" else 1) * result.reshape(len(self.x), 1, *self.x.shape[1:])
+        """Undo its normalisation, half of which is its grid's."""
+        result = torch.from_numpy(getattr(self, operation)()) * self.scale ** (2 if operation == "gram" else 1)
+        return result.reshape(self.y.shape if operation == "forward" else (len(self.x), 1, *self.x.shape[1:]))

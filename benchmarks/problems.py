@@ -6,7 +6,8 @@ A problem is one linear map for every scan of a batch, an image :math:`x` and a 
           \quad \text{the tenth conjugate gradient iterate of } A^H A z = x .
 
 The answers are written out in double precision with numpy's FFT, the plain sum of the non-uniform Fourier transform
-and scipy's conjugate gradients: nothing of what is measured.
+and scipy's conjugate gradients: nothing of what is measured. (Random Gaussian maps are drawn in a way of their own
+by each library; there the answer is the package's own, in double precision.)
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -22,11 +23,23 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 
-__all__ = ["ITERATIONS", "OPERATIONS", "NufftProblem", "Problem", "SenseProblem", "nufft_problem", "sense_problem"]
+from ambient_sci.operators import Gaussian
+
+__all__ = [
+    "ITERATIONS",
+    "OPERATIONS",
+    "GaussianProblem",
+    "NufftProblem",
+    "Problem",
+    "SenseProblem",
+    "gaussian_problem",
+    "nufft_problem",
+    "sense_problem",
+]
 
 ITERATIONS = 10
 
-Array = NDArray[np.complex128]
+Array = NDArray[Any]  # complex128, or float64 for real images
 
 
 @dataclass(frozen=True)
@@ -46,11 +59,15 @@ class Problem(ABC):
 
     @abstractmethod
     def forward(self, x: Array) -> Array:
-        """``A x`` in double precision."""
+        """Apply the map in double precision."""
 
     @abstractmethod
     def adjoint(self, y: Array) -> Array:
-        """``A^H y`` in double precision."""
+        """Apply its adjoint in double precision."""
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """Sizes and sampling in a line."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -74,12 +91,12 @@ class Problem(ABC):
         return [self.change(lambda value, scan=scan: value[scan : scan + 1]) for scan in range(self.batch)]  # type: ignore[misc]
 
     def answer(self, operation: str) -> Tensor:
-        """What one of the `OPERATIONS` gives, complex128, on the CPU."""
+        """Give the result of one of the `OPERATIONS` in double precision, on the CPU."""
         return torch.from_numpy(OPERATIONS[operation](self.change(Tensor.cpu)))
 
 
 def _double(value: Tensor) -> Array:
-    return value.numpy().astype(np.complex128)
+    return value.numpy().astype(np.complex128 if value.is_complex() else np.float64)
 
 
 def _forward(problem: Problem) -> Array:
@@ -139,6 +156,12 @@ class SenseProblem(Problem):
     mask: Tensor
     maps: Tensor
 
+    def __str__(self) -> str:
+        return (
+            f"{_count(self.batch, 'scan')} x {_count(self.data.shape[1], 'coil')} x {_size(self.shape)}, "
+            f"{self.columns.shape[1]} of {self.shape[1]} columns measured, other ones and other maps in every scan"
+        )
+
     @property
     def columns(self) -> Tensor:
         """Indices of the measured columns, ``(batch, lines)``."""
@@ -180,10 +203,20 @@ class NufftProblem(Problem):
         ``(batch, samples, 2)``, radians per pixel, float32.
     maps
         Coil sensitivities, ``(batch, coil, height, width)``, or none for a single coil without.
+    spokes
+        Number of spokes that the samples lie on.
     """
 
     trajectory: Tensor
     maps: Tensor | None
+    spokes: int
+
+    def __str__(self) -> str:
+        return (
+            f"{_count(self.batch, 'scan')} x {_count(self.data.shape[1], 'coil')} x "
+            f"{_size(self.shape)}, {self.spokes} radial spokes of {self.trajectory.shape[1] // self.spokes} samples, "
+            + ("other ones in every scan" if self.batch > 1 else "")
+        )
 
     def _chunks(self, scan: int) -> Iterator[tuple[slice, Array, Array]]:
         """Parts of the samples, each with a matrix ``exp(-i k (n - c))`` an axis, ``(samples, size)``."""
@@ -227,7 +260,38 @@ def nufft_problem(batch: int, coils: int, shape: Sequence[int], spokes: int, sam
     trajectory = (directions[:, :, None] * radius[:, None]).reshape(batch, spokes * samples, 2)
     data = _randn((batch, max(coils, 1), spokes * samples), generator)
     maps = _unit_maps(batch, coils, shape, generator) if coils else None
-    return NufftProblem(_randn((batch, 1, *shape), generator), data, trajectory, maps)
+    return NufftProblem(_randn((batch, 1, *shape), generator), data, trajectory, maps, spokes)
+
+
+# -------------------------------------------------------------------------------------------------------- Gaussian
+
+
+@dataclass(frozen=True)
+class GaussianProblem(Problem):
+    """Random Gaussian measurements of real images: image ``(batch, 1, *spatial)`` and data ``(batch, m)``, float32."""
+
+    def __str__(self) -> str:
+        return f"{_count(self.batch, 'scan')}, {math.prod(self.shape)} pixels to {self.data.shape[1]} values"
+
+    def operator(self) -> Gaussian:
+        """Structured, with another seed for every scan."""
+        seeds = torch.arange(self.batch, device=self.image.device)
+        return Gaussian(self.data.shape[1], (1, *self.shape), seeds, structured=True)
+
+    def forward(self, x: Array) -> Array:
+        """Measure with the package's operator."""
+        return np.asarray(self.operator().to(torch.float64)(torch.from_numpy(x)))
+
+    def adjoint(self, y: Array) -> Array:
+        """Apply its adjoint."""
+        return np.asarray(self.operator().to(torch.float64).H(torch.from_numpy(y)))
+
+
+def gaussian_problem(batch: int, shape: Sequence[int], measurements: int) -> GaussianProblem:
+    """Draw images and measurements from a normal distribution."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(batch, 1, *shape, generator=generator)
+    return GaussianProblem(image, torch.randn(batch, measurements, generator=generator))
 
 
 def _randn(shape: Sequence[int], generator: torch.Generator) -> Tensor:
@@ -237,3 +301,11 @@ def _randn(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 def _unit_maps(batch: int, coils: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
     maps = _randn((batch, coils, *shape), generator)
     return maps / maps.abs().square().sum(1, keepdim=True).sqrt()
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
