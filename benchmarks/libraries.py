@@ -153,32 +153,30 @@ class AmbientGaussian(_Ambient[GaussianProblem]):
 
 
 class FourierAlone(Library[SenseProblem]):
-    """The transforms that no implementation can do without: coil by coil, into a buffer that is there already.
+    """The transforms that no implementation can do without, coil by coil.
 
-    For the gram, where the mask leaves the other axis alone, they run along the axis of the columns and back.
+    For the gram, where the mask leaves the other axis alone, they run along the axis of the columns and back. (torch
+    writes to ``out=`` by way of a copy: results of their own take less time.)
     """
 
     name = "the FFTs alone"
     module = "torch"
 
     def __init__(self, problem: SenseProblem) -> None:
-        self.coils = problem.maps.shape[1]
-        self.x = problem.image.clone()
-        self.out = torch.empty_like(self.x)
+        self.x, self.coils = problem.image, problem.maps.shape[1]
 
     def answer(self, operation: str) -> None:
         """Nothing to compare with the others."""
 
     def forward(self) -> None:
         for _ in range(self.coils):
-            torch.fft.fft2(self.x, norm="ortho", out=self.out)
+            torch.fft.fft2(self.x, norm="ortho")
 
     adjoint = forward
 
     def gram(self) -> None:
         for _ in range(self.coils):
-            torch.fft.fft(self.x, out=self.out)
-            torch.fft.ifft(self.out, out=self.out)
+            torch.fft.ifft(torch.fft.fft(self.x))
 
     def solve(self) -> None:
         for _ in range(ITERATIONS):
@@ -236,6 +234,7 @@ class DeepinvNufft(_Deepinv[NufftProblem]):
     """`deepinv.physics.NonCartesianMRI`: mri-nufft at its own precision, one trajectory for all scans."""
 
     devices = ("cpu",)
+    differs = ("gradient", "solve")  # of a map that is scaled in another way
 
     def __init__(self, problem: NufftProblem) -> None:
         physics = importlib.import_module("deepinv").physics
@@ -300,10 +299,14 @@ class DenseGaussian(Library[GaussianProblem]):
 
 
 class _Mrpro(Library[P]):
-    """Images ``(batch, coils, z, y, x)``, measurements ``(batch, coils, k2, k1, k0)``, results tuples of one."""
+    """Images ``(batch, coils, z, y, x)``, measurements ``(batch, coils, k2, k1, k0)``, results tuples of one.
+
+    Its conjugate gradients have one step size for the whole batch, and so other iterates.
+    """
 
     name = "mrpro"
     module = "mrpro"
+    differs = ("solve",)
 
     def _set_up(self, operator: Any, x: Tensor, y: Tensor) -> None:
         self.operator, self.operator_adjoint = operator, operator.H
@@ -331,12 +334,7 @@ class _Mrpro(Library[P]):
 
 
 class MrproSense(_Mrpro[SenseProblem]):
-    """`mrpro.operators.FourierOp` after `SensitivityOp`, measuring the lines alone: nothing is masked.
-
-    Its conjugate gradients have one step size for the whole batch, and so other iterates.
-    """
-
-    differs = ("solve",)
+    """`mrpro.operators.FourierOp` after `SensitivityOp`, measuring the lines alone: nothing is masked."""
 
     def __init__(self, problem: SenseProblem) -> None:
         operators, data = importlib.import_module("mrpro.operators"), importlib.import_module("mrpro.data")

@@ -78,10 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows += cases.run(case, options.repeats, options.device, options.load, options.quick)
     machine = _machine(options.device)
     versions = {name: found for name in PACKAGES if (found := _version(name))}
-    problems = [str(cases.problem(family, options.quick)) for family in dict.fromkeys(case.family for case in chosen)]
-    print(f"{machine}; {options.threads} threads; median of {options.repeats} rounds.")
+    families = dict.fromkeys(case.family for case in chosen)
+    problems = {family: str(cases.problem(family, options.quick)) for family in families}
+    print(f"{machine}; OMP_NUM_THREADS={options.threads}; median of {options.repeats} rounds.")
     print(", ".join(f"{name} {found}" for name, found in versions.items()) + ".\n")
-    print("\n".join(f"- {line}" for line in problems))
+    print("\n".join(f"- {family}: {problem}" for family, problem in problems.items()))
     print(COLUMNS + "\n")
     print(_table(rows) + "\n")
     print(_summary(rows))

@@ -158,8 +158,8 @@ class SenseProblem(Problem):
 
     def __str__(self) -> str:
         return (
-            f"{_count(self.batch, 'scan')} x {_count(self.data.shape[1], 'coil')} x {_size(self.shape)}, "
-            f"{self.columns.shape[1]} of {self.shape[1]} columns measured, other ones and other maps in every scan"
+            f"{_sizes(self)}, {self.columns.shape[1]} of {self.shape[1]} columns measured, "
+            "other ones and other maps in every scan"
         )
 
     @property
@@ -212,11 +212,9 @@ class NufftProblem(Problem):
     spokes: int
 
     def __str__(self) -> str:
-        return (
-            f"{_count(self.batch, 'scan')} x {_count(self.data.shape[1], 'coil')} x "
-            f"{_size(self.shape)}, {self.spokes} radial spokes of {self.trajectory.shape[1] // self.spokes} samples, "
-            + ("other ones in every scan" if self.batch > 1 else "")
-        )
+        samples = self.trajectory.shape[1] // self.spokes
+        others = ", other ones in every scan" if self.batch > 1 else ""
+        return f"{_sizes(self)}, {self.spokes} radial spokes of {samples} samples{others}"
 
     def _chunks(self, scan: int) -> Iterator[tuple[slice, Array, Array]]:
         """Parts of the samples, each with a matrix ``exp(-i k (n - c))`` an axis, ``(samples, size)``."""
@@ -303,9 +301,10 @@ def _unit_maps(batch: int, coils: int, shape: Sequence[int], generator: torch.Ge
     return maps / maps.abs().square().sum(1, keepdim=True).sqrt()
 
 
+def _sizes(problem: Problem) -> str:
+    size = "x".join(map(str, problem.shape))
+    return f"{_count(problem.batch, 'scan')} x {_count(problem.data.shape[1], 'coil')} x {size}"
+
+
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _size(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
