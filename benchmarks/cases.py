@@ -7,7 +7,7 @@ take at most. Targets are for the full size on the CPU.
 import dataclasses
 import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
@@ -231,56 +231,86 @@ def problem(family: str, quick: bool) -> Problem:
     return small() if quick else full()
 
 
-def run(case: Case, rounds: int, device: str = "cpu", load: bool = False, quick: bool = False) -> list[Row]:
-    """Measure a case.
+def run(
+    cases: Sequence[Case],
+    rounds: int,
+    device: str = "cpu",
+    load: bool = False,
+    quick: bool = False,
+    report: Callable[[str], None] = lambda _: None,
+) -> list[Row]:
+    """Measure cases, all of their times first and then all of their memory.
 
     Parameters
     ----------
-    case
-        One of `CASES`.
+    cases
+        Some of `CASES`.
     rounds
         How often every library has its turn.
     device
-        ``"cpu"`` or ``"cuda"``; those that do not run there are left out.
+        ``"cpu"`` or ``"cuda"``; libraries that do not run there are left out.
     load
-        Measure once more while another process keeps a core busy.
+        Measure times once more while another process keeps a core busy.
     quick
         At the size for tests, where no target is judged.
+    report
+        Told what is going on.
 
     Raises
     ------
     ArithmeticError
         If a library computes something else.
     """
-    at_home = problem(case.family, quick)
-    moved = at_home.change(lambda value: value.to(device))
-    exact = at_home.answer(case.operation)
-    here = [kind for kind in case.contestants if device in kind.devices]
-    installed = [kind for kind in here if _imports(kind.module)]
-    taking_part = [kind(moved) for kind in installed]
-    errors = [_error(case, library, exact) for library in taking_part]
+    timed = []
+    for case in cases:
+        report(f"{case.name}: time")
+        timed.append(_times(case, rounds, device, load, quick))
+    rows: list[Row] = []
+    for case, times in zip(cases, timed, strict=True):
+        report(f"{case.name}: memory")
+        rows += _memories(case, times, device, quick)
+    return rows
 
-    calls = [getattr(library, case.operation) for library in taking_part]
+
+def _times(case: Case, rounds: int, device: str, load: bool, quick: bool) -> dict[type[Library[Any]], Row]:
+    exact = problem(case.family, quick).answer(case.operation)
+    kinds = [kind for kind in case.contestants if device in kind.devices]
+    present = {kind: kind(_moved(case, device, quick)) for kind in kinds if _imports(kind.module)}
+    errors = [_error(case, library, exact) for library in present.values()]
+
+    calls = [getattr(library, case.operation) for library in present.values()]
     times = measure.take_turns(calls, rounds, device)
     with measure.busy_core() if load else nullcontext():
-        loaded_times = measure.take_turns(calls, rounds, device) if load else []
+        loaded = measure.take_turns(calls, rounds, device) if load else []
 
-    rows = {}
-    for index, (kind, library) in enumerate(zip(installed, taking_part, strict=True)):
-        row = Row(
+    rows = {kind: Row(case.name, kind.name, installed=False) for kind in kinds if kind not in present}
+    for index, (kind, library) in enumerate(present.items()):
+        rows[kind] = Row(
             case.name,
             library.name,
             milliseconds=1e3 * times[index].seconds,
             ratio=times[index].relative_to(times[0]),
-            loaded=loaded_times[index].seconds / times[index].seconds if load else math.nan,
-            memory=measure.peak_memory(calls[index], device),
+            loaded=loaded[index].seconds / times[index].seconds if load else math.nan,
             error=errors[index],
         )
-        targets = [target for target in (case.contestants[kind], GRACEFUL if load and index == 0 else None) if target]
-        judged = device == "cpu" and not quick
-        verdicts = (Verdict(target.text, target.met(row) if judged else None) for target in targets)
-        rows[kind] = dataclasses.replace(row, verdicts=tuple(verdicts))
-    return [rows.get(kind) or _missing(case, kind) for kind in here]
+    return {kind: rows[kind] for kind in kinds}
+
+
+def _memories(case: Case, rows: dict[type[Library[Any]], Row], device: str, quick: bool) -> Iterator[Row]:
+    """Add what the times do without: memory, and the verdicts."""
+    for kind, row in rows.items():
+        if row.installed:
+            call = getattr(kind(_moved(case, device, quick)), case.operation)
+            row = dataclasses.replace(row, memory=measure.peak_memory(call, device))
+        ours = kind is next(iter(case.contestants))
+        targets = [case.contestants[kind], None if math.isnan(row.loaded) or not ours else GRACEFUL]
+        judged = row.installed and device == "cpu" and not quick
+        verdicts = (Verdict(target.text, target.met(row) if judged else None) for target in targets if target)
+        yield dataclasses.replace(row, verdicts=tuple(verdicts))
+
+
+def _moved(case: Case, device: str, quick: bool) -> Problem:
+    return problem(case.family, quick).change(lambda value: value.to(device))
 
 
 def _imports(module: str) -> bool:
@@ -289,12 +319,6 @@ def _imports(module: str) -> bool:
     except (ImportError, RuntimeError, OSError):  # the latter two where compiled parts do not fit
         return False
     return True
-
-
-def _missing(case: Case, kind: type[Library[Any]]) -> Row:
-    target = case.contestants[kind]
-    verdicts = () if target is None else (Verdict(target.text, None),)
-    return Row(case.name, kind.name, installed=False, verdicts=verdicts)
 
 
 def _error(case: Case, library: Library[Any], exact: Tensor) -> float:

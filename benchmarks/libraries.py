@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ambient_sci.operators import LinearOperator, Nufft, Sense, conjugate_gradient
 from benchmarks.problems import ITERATIONS, GaussianProblem, NufftProblem, Problem, SenseProblem
 
 __all__ = [
@@ -75,14 +76,14 @@ class Library(ABC, Generic[P]):
     def answer(self, operation: str) -> Tensor | None:
         """Carry an operation out, and give its result in the layout of `Problem.answer`, if it is comparable."""
         result = getattr(self, operation)()
-        return self._measurement(result) if operation == "forward" else self._image(result)
+        answer: Tensor = self._measurement(result) if operation == "forward" else self._image(result)
+        return answer
 
-    def _image(self, result: Any) -> Tensor:
+    def _image(self, result: Any) -> Any:
         """From the library's own layout."""
         return torch.as_tensor(result)
 
-    def _measurement(self, result: Any) -> Tensor:
-        return torch.as_tensor(result)
+    _measurement = _image
 
 
 def _squared_error_gradient(apply: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -99,7 +100,7 @@ def _squared_error_gradient(apply: Callable[[Tensor], Tensor], x: Tensor, y: Ten
 class _Ambient(Library[P]):
     name = "ambient-sci"
     module = "ambient_sci"
-    operator: Any
+    operator: LinearOperator
     x: Tensor
     y: Tensor
 
@@ -116,8 +117,6 @@ class _Ambient(Library[P]):
         return _squared_error_gradient(self.operator, self.x, self.y)
 
     def solve(self) -> Tensor:
-        from ambient_sci.operators import conjugate_gradient
-
         return conjugate_gradient(self.operator.gram, self.x, iterations=ITERATIONS)
 
 
@@ -125,8 +124,6 @@ class AmbientSense(_Ambient[SenseProblem]):
     """`ambient_sci.operators.Sense`."""
 
     def __init__(self, problem: SenseProblem) -> None:
-        from ambient_sci.operators import Sense
-
         self.operator = Sense(problem.mask, problem.maps)
         self.x, self.y = problem.image, problem.data
 
@@ -135,8 +132,6 @@ class AmbientNufft(_Ambient[NufftProblem]):
     """`ambient_sci.operators.Nufft`."""
 
     def __init__(self, problem: NufftProblem) -> None:
-        from ambient_sci.operators import Nufft
-
         self.operator = Nufft(problem.trajectory, problem.shape, maps=problem.maps)
         self.x, self.y = problem.image, problem.data
 
@@ -199,25 +194,25 @@ class _Deepinv(Library[P]):
         self.x = torch.view_as_real(problem.image[:, 0]).movedim(-1, 1).contiguous()
         self.y = torch.view_as_real(problem.data).movedim(-1, 1).contiguous()
 
-    def forward(self) -> Tensor:
+    def forward(self) -> Any:
         return self.physics.A(self.x)
 
-    def adjoint(self) -> Tensor:
+    def adjoint(self) -> Any:
         return self.physics.A_adjoint(self.y)
 
-    def gram(self) -> Tensor:
+    def gram(self) -> Any:
         return self.physics.A_adjoint_A(self.x)
 
-    def gradient(self) -> Tensor:
+    def gradient(self) -> Any:
         return _squared_error_gradient(self.physics.A, self.x, self.y)
 
-    def solve(self) -> Tensor:
+    def solve(self) -> Any:
         return self.conjugate_gradient(self.physics.A_adjoint_A, self.x, max_iter=ITERATIONS, tol=0)
 
-    def _image(self, result: Any) -> Tensor:
+    def _image(self, result: Any) -> Any:
         return torch.complex(result[:, 0], result[:, 1])[:, None]
 
-    def _measurement(self, result: Any) -> Tensor:
+    def _measurement(self, result: Any) -> Any:
         return torch.complex(result[:, 0], result[:, 1])
 
 
@@ -285,10 +280,10 @@ class DenseGaussian(Library[GaussianProblem]):
         self.matrix = torch.randn(rows, columns, generator=generator, device=problem.image.device) / math.sqrt(rows)
         self.name = f"a dense matrix of {self.matrix.nbytes / 2**30:.2g} GiB"
 
-    def forward(self) -> Tensor:
+    def forward(self) -> Any:
         return self.x @ self.matrix.mT
 
-    def adjoint(self) -> Tensor:
+    def adjoint(self) -> Any:
         return self.y @ self.matrix
 
     def answer(self, operation: str) -> None:
@@ -313,23 +308,23 @@ class _Mrpro(Library[P]):
         self.operator_gram = operator.gram  # here it makes the Toeplitz kernel
         self.x, self.y = x, y
 
-    def forward(self) -> Tensor:
+    def forward(self) -> Any:
         return self.operator(self.x)[0]
 
-    def adjoint(self) -> Tensor:
+    def adjoint(self) -> Any:
         return self.operator_adjoint(self.y)[0]
 
-    def gram(self) -> Tensor:
+    def gram(self) -> Any:
         return self.operator_gram(self.x)[0]
 
-    def gradient(self) -> Tensor:
+    def gradient(self) -> Any:
         return _squared_error_gradient(lambda x: self.operator(x)[0], self.x, self.y)
 
-    def solve(self) -> Tensor:
+    def solve(self) -> Any:
         cg = importlib.import_module("mrpro.algorithms.optimizers").cg
         return cg(self.operator_gram, self.x, max_iterations=ITERATIONS, tolerance=0)[0]
 
-    def _image(self, result: Any) -> Tensor:
+    def _image(self, result: Any) -> Any:
         return result[:, :, 0]
 
 
@@ -351,7 +346,7 @@ class MrproSense(_Mrpro[SenseProblem]):
         operator = operators.FourierOp(size, size, trajectory) @ operators.SensitivityOp(problem.maps[:, :, None])
         self._set_up(operator, problem.image[:, :, None], problem.data.gather(3, self.index)[:, :, None])
 
-    def _measurement(self, result: Any) -> Tensor:
+    def _measurement(self, result: Any) -> Any:
         return result.new_zeros(self.shape).scatter(3, self.index, result[:, :, 0])
 
 
@@ -371,7 +366,7 @@ class MrproNufft(_Mrpro[NufftProblem]):
             operator = operator @ operators.SensitivityOp(problem.maps[:, :, None])
         self._set_up(operator, problem.image[:, :, None], problem.data[:, :, None, None])
 
-    def _measurement(self, result: Any) -> Tensor:
+    def _measurement(self, result: Any) -> Any:
         return result[:, :, 0, 0]
 
 
@@ -382,11 +377,11 @@ class MrproCoarseNufft(MrproNufft):
     oversampling = 1.25
     devices = ("cpu",)
 
-    def forward(self) -> Tensor:
+    def forward(self) -> Any:
         with _silence():
             return super().forward()
 
-    def adjoint(self) -> Tensor:
+    def adjoint(self) -> Any:
         with _silence():
             return super().adjoint()
 
@@ -437,7 +432,7 @@ class _Sigpy(Library[P]):
                 algorithm.update()
         return result
 
-    def _image(self, result: Any) -> Tensor:
+    def _image(self, result: Any) -> Any:
         return torch.from_numpy(result)[:, None]
 
 
@@ -490,13 +485,13 @@ class TorchkbnufftNufft(Library[NufftProblem]):
         if self.maps is None and problem.batch > 1:
             self.kernel = self.kernel[:, None]  # one for each scan, and not for each channel
 
-    def forward(self) -> Tensor:
+    def forward(self) -> Any:
         return self.nufft(self.x, self.omega, smaps=self.maps, norm="ortho")
 
-    def adjoint(self) -> Tensor:
+    def adjoint(self) -> Any:
         return self.nufft_adjoint(self.y, self.omega, smaps=self.maps, norm="ortho")
 
-    def gram(self) -> Tensor:
+    def gram(self) -> Any:
         return self.toeplitz(self.x, self.kernel, smaps=self.maps, norm="ortho")
 
     def answer(self, operation: str) -> Tensor:
@@ -564,7 +559,7 @@ class FinufftNufft(Library[NufftProblem]):
         x *= self.scale**2
         return x
 
-    def _image(self, result: Any) -> Tensor:
+    def _image(self, result: Any) -> Any:
         return torch.from_numpy(result)[:, None]
 
 
@@ -597,5 +592,5 @@ class MrinufftNufft(Library[NufftProblem]):
 
     def answer(self, operation: str) -> Tensor:
         """Undo its normalisation, half of which is its grid's."""
-        result = torch.from_numpy(getattr(self, operation)()) * self.scale ** (2 if operation == "gram" else 1)
+        result: Tensor = torch.from_numpy(getattr(self, operation)()) * self.scale ** (2 if operation == "gram" else 1)
         return result.reshape(self.y.shape if operation == "forward" else (len(self.x), 1, *self.x.shape[1:]))

@@ -71,6 +71,8 @@ def _synchronise(device: str) -> None:
 
 def peak_memory(function: Function, device: str) -> float:
     """MiB that a call takes at most beyond what is there, its result included; nan where it cannot be told."""
+    if device == "cpu" and not _return_freed_memory():
+        return math.nan
     function()  # what a library keeps from its first call (plans, tables) is not counted
     if device == "cuda":
         _synchronise(device)
@@ -80,14 +82,26 @@ def peak_memory(function: Function, device: str) -> float:
         _synchronise(device)
         return (torch.cuda.max_memory_allocated() - before) / MEBIBYTE
     try:
-        # freed memory that the process still holds would be used again without being seen
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak is now the present size (man 5 proc)
         before = _resident("VmRSS")
         function()
         return (_resident("VmHWM") - before) / MEBIBYTE
-    except (OSError, AttributeError):
+    except OSError:
         return math.nan
+
+
+def _return_freed_memory() -> bool:
+    """Have glibc give blocks back to the system as soon as they are freed, from now on.
+
+    It otherwise keeps them, up to 32 MiB each, and does not always find them again for the next block of that size:
+    what is seen would depend on what was there before. Calls take longer then, so times are measured first.
+    """
+    try:
+        threshold = -3  # M_MMAP_THRESHOLD in malloc.h
+        return bool(ctypes.CDLL(None).mallopt(threshold, 128 * 1024))
+    except AttributeError:
+        return False
 
 
 def _resident(field: str) -> int:

@@ -71,11 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"there is no case {wanted!r}, but {', '.join(names)}")
     chosen = [case for case in cases.CASES if any(_matches(case.name, wanted) for wanted in options.case or names)]
 
-    rows: list[Row] = []
     with warnings.catch_warnings(record=True):  # the peers', of what torch will drop; some undo a filter
-        for case in chosen:
-            print(case.name, file=sys.stderr, flush=True)
-            rows += cases.run(case, options.repeats, options.device, options.load, options.quick)
+        rows = cases.run(chosen, options.repeats, options.device, options.load, options.quick, _report)
     machine = _machine(options.device)
     versions = {name: found for name in PACKAGES if (found := _version(name))}
     families = dict.fromkeys(case.family for case in chosen)
@@ -120,6 +117,10 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
     return number
+
+
+def _report(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
 def _matches(name: str, wanted: str) -> bool:
