@@ -244,6 +244,12 @@ class Coverage:
         return self.uvw[..., :2]
 
     @property
+    def baselines(self) -> Tensor:
+        """Numbers of the pairs of stations, ``(batch, n_visibilities)``."""
+        i, j = self.pairs.unbind(2)
+        return j * (j - 1) // 2 + i
+
+    @property
     def resolution(self) -> Tensor:
         """Full width at half maximum of the beam in radians, one over the longest baseline: ``(batch,)``."""
         return 1 / (self.uv.norm(dim=2) * self.weights).amax(1)
