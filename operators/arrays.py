@@ -252,7 +252,8 @@ class Coverage:
     @property
     def resolution(self) -> Tensor:
         """Full width at half maximum of the beam in radians, one over the longest baseline: ``(batch,)``."""
-        return 1 / (self.uv.norm(dim=2) * self.weights).amax(1)
+        longest: Tensor = (self.uv.norm(dim=2) * self.weights).amax(1)
+        return 1 / longest
 
     @property
     def largest_scale(self) -> Tensor:
@@ -260,13 +261,14 @@ class Coverage:
 
         Smooth structure of that size has lost most of its flux (Wilner and Welch 1994, ApJ 427:898).
         """
-        return 0.6 / self.uv.norm(dim=2).where(self.weights == 1, math.inf).amin(1)
+        shortest: Tensor = self.uv.norm(dim=2).where(self.weights == 1, math.inf).amin(1)
+        return 0.6 / shortest
 
 
 def uv_tracks(
     array: Array,
     declination: Tensor | float,
-    hour_angles: Tensor,
+    hour_angles: Tensor | float,
     frequencies: Tensor | float,
     elevation: float = 10.0,
     present: Tensor | None = None,
@@ -280,7 +282,7 @@ def uv_tracks(
     declination
         Declination of the source in degrees, one number or one for every scan, ``(batch,)``.
     hour_angles
-        Hour angles of the integrations at the array's longitude, in hours: ``(n,)``, or ``(batch, n)``.
+        Hour angles of the integrations at the array's longitude, in hours: one number, ``(n,)``, or ``(batch, n)``.
     frequencies
         Frequencies of the channels in Hz, one number or ``(n_channels,)``.
     elevation

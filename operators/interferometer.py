@@ -4,7 +4,7 @@ r"""Radio interferometry: visibilities of an image of the sky.
 
 with the brightness :math:`x` in Jy per pixel (Stokes I, so that images are real), the power pattern :math:`B` of the
 dishes, spatial frequencies :math:`u, v` in wavelengths and weights :math:`w` (Thompson, Moran and Swenson 2017,
-*Interferometry and Synthesis in Radio Astronomy*, eq. 3.10 of a narrow field). Images ``(batch, 1, height, width)``;
+*Interferometry and Synthesis in Radio Astronomy*, chapter 3, for a narrow field). Images ``(batch, 1, height, width)``;
 visibilities ``(batch, n_visibilities)``, complex, in Jy: at :math:`u = v = 0` stands the flux of the field. Nothing is
 normalised, and :math:`A^H` of whitened visibilities is the dirty image times the sum of :math:`w^2`.
 
