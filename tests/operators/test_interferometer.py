@@ -59,7 +59,7 @@ class InterferometerTests(OperatorTests):
         weights = uniform(batch, self.visibilities, seed=seed + 1)
         weights[:, 1::4] = 0
         uv = frequencies(batch, self.visibilities, seed)
-        uv[:, 1] = 3 * NYQUIST  # where nothing is measured, anything goes
+        uv[:, 1] = 30 * NYQUIST  # where nothing is measured, anything goes
         return Interferometer(
             uv,
             self.image_shape[1:],
