@@ -7,7 +7,7 @@ has the contract, `ambient_sci.operators.patterns` the sampling patterns, `ambie
 if __name__ != "ambient_sci.operators":  # found as a top-level name from the repository root
     raise ImportError("import this package as ambient_sci.operators")
 
-from ambient_sci.operators import patterns
+from ambient_sci.operators import patterns, trajectories, units
 from ambient_sci.operators.average import Average
 from ambient_sci.operators.base import LinearOperator, OperatorSpec, collate, from_spec
 from ambient_sci.operators.blur import Blur, gaussian_kernel, motion_kernel
@@ -39,5 +39,7 @@ __all__ = [
     "gaussian_kernel",
     "motion_kernel",
     "patterns",
+    "trajectories",
+    "units",
     "vstack",
 ]
