@@ -1,11 +1,12 @@
 r"""Cartesian multi-coil k-space (SENSE).
 
-.. math:: y_c = M F S_c x, \qquad A^H y = \sum_c \bar S_c F^H M y_c
+.. math:: y_c = M F \sum_s S_{sc} x_s, \qquad (A^H y)_s = \sum_c \bar S_{sc} F^H M y_c
 
 with coil sensitivity maps :math:`S_c` and the centred orthonormal transform of `ambient_sci.operators.fourier`
 (Pruessmann et al. 1999, Magn. Reson. Med. 42:952). Images ``(batch, 1, *spatial)``, complex; maps ``(batch, coil,
 *spatial)``; k-space ``(batch, coil, *spatial)``; masks ``(batch, 1 or coil, *spatial)``, of size one along axes on
-which sampling does not depend.
+which sampling does not depend. Where one set of maps cannot explain the coils, several do (soft SENSE, Uecker et al.
+2014, Magn. Reson. Med. 71:990): maps ``(batch, set, coil, *spatial)``, images ``(batch, set, *spatial)``.
 
 Coils are streamed: no temporary holds all of them, which is what makes large batches run from cache. Along axes on
 which the mask does not depend, :math:`F^H F` cancels, and the gram operator transforms the sampled axes alone.
@@ -42,8 +43,9 @@ class Sense(LinearOperator):
     mask
         Ones (measured) and zeros, ``(batch, 1 or coil, *spatial)``; an axis of size one is sampled in full.
     maps
-        Coil sensitivity maps, ``(batch, coil, *spatial)``, complex. With :math:`\sum_c |S_c|^2 = 1` the image is in
-        the units of the root sum of squares, and image noise can be lifted to the coils.
+        Coil sensitivity maps, ``(batch, coil, *spatial)``, complex, or of several sets, ``(batch, set, coil,
+        *spatial)``. With :math:`\sum_c |S_c|^2 = 1` (of one set) the image is in the units of the root sum of squares,
+        and image noise can be lifted to the coils.
     calibration
         Width of the centre block along every sampled axis that is always measured; `thin` leaves it alone.
     """
@@ -54,14 +56,17 @@ class Sense(LinearOperator):
         self.mask = as_mask(mask)
         self.maps = maps
         self.calibration = int(calibration)
-        if not maps.is_complex() or maps.ndim < 3 or maps.shape[0] != mask.shape[0]:
+        if not maps.is_complex() or maps.ndim not in (mask.ndim, mask.ndim + 1) or maps.shape[0] != mask.shape[0]:
+            axes = ", ".join("*" * (mask.ndim - 2)) or "*spatial"
             raise DataError(
-                f"maps must be complex (batch, coil, *spatial) with the mask's batch of {mask.shape[0]}, "
+                f"maps must be complex (batch, [set,] coil, {axes}) with the mask's batch of {mask.shape[0]}, "
                 f"got {maps.dtype} of shape {tuple(maps.shape)}"
             )
-        self.shape: Sequence[int] = tuple(maps.shape[2:])
+        # with the axis of the sets, (batch, set, coil, *spatial)
+        self._sets = maps if maps.ndim > mask.ndim else maps[:, None]
+        self.shape: Sequence[int] = tuple(maps.shape[maps.ndim - mask.ndim + 2 :])
         self.mask = self.mask.to(maps.real.dtype)
-        _check_mask(self.mask, self.shape, maps.shape[1], self.calibration)
+        _check_mask(self.mask, self.shape, self.coils, self.calibration)
         self._axes = tuple(range(-len(self.shape), 0))
 
     @property
@@ -82,61 +87,69 @@ class Sense(LinearOperator):
     @property
     def coils(self) -> int:
         """Number of receive coils."""
-        return int(self.maps.shape[1])
+        return int(self._sets.shape[2])
 
     def measurement_shape(self, channels: int = 1) -> tuple[int, ...]:
-        """Shape of the maps."""
-        return tuple(self.maps.shape[1:])
+        """Coils and the shape of the image."""
+        return (self.coils, *self.shape)
 
-    # The centring phases folded into maps and mask, made once and only where they are needed.
+    # The phases of the centring: one side of them joins the mask, the other the image.
 
     @cached_property
-    def _pre(self) -> Tensor:
-        return self.maps * centring(self.shape, self.maps.device, self.maps.dtype)
+    def _phase(self) -> Tensor:
+        return centring(self.shape, self.maps.device, self.maps.dtype)
 
     @cached_property
     def _post(self) -> Tensor:
-        return self.mask * (centring(self.shape, self.maps.device, self.maps.dtype) * _constant(self.shape))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_pre", "_post", "_filter")}
-
-    def _coil(self, tensor: Tensor, coil: int) -> Tensor:
-        return tensor[:, coil : coil + 1] if tensor.shape[1] > 1 else tensor
-
-    def _forward(self, x: Tensor) -> Tensor:
-        y = x.new_empty(x.shape[0], *self.maps.shape[1:])
-        for coil in range(self.coils):
-            kspace = torch.fft.fftn(x * self._coil(self._pre, coil), dim=self._axes, norm="ortho")
-            torch.mul(kspace, self._coil(self._post, coil), out=y[:, coil : coil + 1])
-        return y
-
-    def _adjoint(self, y: Tensor) -> Tensor:
-        x = y.new_zeros(y.shape[0], 1, *self.shape)
-        for coil in range(self.coils):
-            kspace = y[:, coil : coil + 1] * self._coil(self._post, coil).conj()
-            x.addcmul_(torch.fft.ifftn(kspace, dim=self._axes, norm="ortho"), self._coil(self._pre, coil).conj())
-        return x
+        return self.mask * (self._phase * _constant(self.shape))
 
     @cached_property
     def _filter(self) -> Tensor:
         return uncentred(self.mask)
 
+    def __getstate__(self) -> dict[str, Any]:
+        made = ("_phase", "_post", "_filter")
+        return {name: value for name, value in self.__dict__.items() if name not in made}
+
+    def _forward(self, x: Tensor) -> Tensor:
+        y = x.new_empty(x.shape[0], self.coils, *self.shape)
+        phased = x * self._phase
+        for coil in range(self.coils):
+            kspace = torch.fft.fftn(self._seen(phased, coil), dim=self._axes, norm="ortho")
+            torch.mul(kspace, _coil(self._post, coil), out=y[:, coil : coil + 1])
+        return y
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        x = y.new_zeros(y.shape[0], self._sets.shape[1], *self.shape)
+        post = self._post.conj().resolve_conj()
+        for coil in range(self.coils):
+            kspace = y[:, coil : coil + 1] * _coil(post, coil)
+            self._combine(x, torch.fft.ifftn(kspace, dim=self._axes, norm="ortho"), coil)
+        return x.conj_physical_().mul_(self._phase.conj())
+
     def _gram(self, x: Tensor) -> Tensor:
         result = torch.zeros_like(x)
         for coil in range(self.coils):
-            maps = self._coil(self.maps, coil)
-            result.addcmul_(filtered(x * maps, self._coil(self._filter, coil)), maps.conj())
-        return result
+            self._combine(result, filtered(self._seen(x, coil), _coil(self._filter, coil)), coil)
+        return result.conj_physical_()
+
+    def _seen(self, x: Tensor, coil: int) -> Tensor:
+        """Multiply the image by the maps of one coil, ``(batch, 1, *spatial)``."""
+        maps = self._sets[:, :, coil]
+        return x * maps if maps.shape[1] == 1 else (x * maps).sum(1, keepdim=True)
+
+    def _combine(self, total: Tensor, seen: Tensor, coil: int) -> None:
+        """Add one coil to the conjugate of the combined image: that of ``seen`` costs less than that of maps."""
+        total.addcmul_(seen.conj_physical_(), self._sets[:, :, coil])
 
     def _check_image(self, x: Tensor) -> None:
-        if tuple(x.shape[1:]) != (1, *self.shape) or not x.is_complex():
-            want = f"complex images of shape (batch, 1, {', '.join(map(str, self.shape))})"
+        if tuple(x.shape[1:]) != (self._sets.shape[1], *self.shape) or not x.is_complex():
+            want = f"complex images of shape (batch, {self._sets.shape[1]}, {', '.join(map(str, self.shape))})"
             raise DataError(f"SENSE expects {want}, got {x.dtype} of shape {tuple(x.shape)}")
 
     def _check_measurement(self, y: Tensor) -> None:
-        if tuple(y.shape[1:]) != tuple(self.maps.shape[1:]) or not y.is_complex():
-            want = f"complex k-space of shape (batch, {', '.join(map(str, self.maps.shape[1:]))})"
+        if tuple(y.shape[1:]) != self.measurement_shape() or not y.is_complex():
+            want = f"complex k-space of shape (batch, {', '.join(map(str, self.measurement_shape()))})"
             raise DataError(f"SENSE expects {want}, got {y.dtype} of shape {tuple(y.shape)}")
 
     def thin(self, fraction: float, generator: torch.Generator) -> "Sense":
@@ -149,11 +162,18 @@ class Sense(LinearOperator):
         """Coil noise ``S n + (1 - S S^H) z``: white where the maps are normalised, and ``S^H`` of it is ``n``."""
         self._check_image(n)
         self._check_batch(n)
-        spread = (self.maps.abs() ** 2).sum(1, keepdim=True)
+        if self._sets.shape[1] > 1:
+            raise DataError("image noise can be lifted to the coils only with one set of maps")
+        spread = (self._sets.abs() ** 2).sum(2)
         if not bool(((spread - 1).abs().minimum(spread) < 1e-3).all()):
             raise DataError("image noise can be lifted to the coils only with maps of unit root sum of squares")
         z = torch.view_as_complex(
-            torch.randn(n.shape[0], *self.maps.shape[1:], 2, generator=generator, dtype=n.real.dtype).to(n.device)
+            torch.randn(n.shape[0], *self.measurement_shape(), 2, generator=generator, dtype=n.real.dtype).to(n.device)
         )
-        coil_noise = z + self.maps * (n - (self.maps.conj() * z).sum(1, keepdim=True))
+        maps = self._sets[:, 0]
+        coil_noise = z + maps * (n - (maps.conj() * z).sum(1, keepdim=True))
         return centred_fft(coil_noise, len(self.shape)) * self.mask
+
+
+def _coil(tensor: Tensor, coil: int) -> Tensor:
+    return tensor[:, coil : coil + 1] if tensor.shape[1] > 1 else tensor

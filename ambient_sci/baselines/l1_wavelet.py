@@ -143,13 +143,14 @@ def _sigpy_scan(m: Measurement, lam: float, wavelet: str, options: dict[str, Any
     import sigpy
 
     weight = weights(m)
-    if isinstance(m.operator, Sense) and m.y.is_complex():
+    A = m.operator
+    if isinstance(A, Sense) and A.maps.ndim == A.mask.ndim and m.y.is_complex():  # sigpy knows one set of maps
         from sigpy.mri.app import L1WaveletRecon
 
-        mask = m.operator.rows if weight is None else weight
+        mask = A.rows if weight is None else weight
         recon = L1WaveletRecon(
             m.y[0].numpy(force=True),
-            m.operator.maps[0].numpy(force=True),
+            A.maps[0].numpy(force=True),
             lam,
             weights=mask.expand_as(m.y)[0].numpy(force=True),
             wave_name=wavelet,

@@ -111,15 +111,18 @@ class TestSense(OperatorTests):
         return Sense(draw_mask(batch, self.mask_shape, seed), maps, self.calibration)
 
     def dense(self, operator: LinearOperator) -> Tensor:
-        shape = self.image_shape[1:]
-        F = dft(shape)
-        masks = full(operator.parameters["mask"], self.coils, shape)
-        maps = operator.parameters["maps"].flatten(2).numpy()
-        scans = []
-        for mask, sensitivities in zip(masks, maps, strict=True):
-            pairs = zip(mask, sensitivities, strict=True)
-            scans.append(np.concatenate([m[:, None] * F * s[None, :] for m, s in pairs]))
-        return torch.from_numpy(np.stack(scans))
+        return sense_matrices(operator.parameters["mask"], operator.parameters["maps"])
+
+
+def sense_matrices(mask: Tensor, maps: Tensor) -> Tensor:
+    """Matrices ``(batch, coil * pixels, pixels)`` of maps ``(batch, coil, *spatial)``."""
+    shape = tuple(maps.shape[2:])
+    F = dft(shape)
+    scans = []
+    for masks, sensitivities in zip(full(mask, maps.shape[1], shape), maps.flatten(2).numpy(), strict=True):
+        pairs = zip(masks, sensitivities, strict=True)
+        scans.append(np.concatenate([m[:, None] * F * s[None, :] for m, s in pairs]))
+    return torch.from_numpy(np.stack(scans))
 
 
 class TestSenseColumns(TestSense):
@@ -172,6 +175,28 @@ class TestSenseVolumeMiddle(TestSense):
     image_shape = (1, 2, 5, 2)
     mask_shape = (1, 1, 5, 1)
     coils = 2
+
+
+class TestSoftSense(OperatorTests):
+    """Two sets of maps, columns of a volume."""
+
+    image_shape = (2, 2, 3, 5)
+    coils = 3
+
+    def make(self, batch: int, seed: int) -> LinearOperator:
+        maps = draw_maps(batch, (2 * self.coils, *self.image_shape[1:]), seed, normalised=False)
+        mask = draw_mask(batch, (1, 1, 1, 5), seed)
+        return Sense(mask, maps.unflatten(1, (2, self.coils)), calibration=1)
+
+    def dense(self, operator: LinearOperator) -> Tensor:
+        mask, maps = operator.parameters["mask"], operator.parameters["maps"]
+        return torch.cat([sense_matrices(mask, maps[:, number]) for number in range(2)], 2)
+
+
+def test_soft_sense_lift_is_refused() -> None:
+    A = Sense(torch.ones(1, 1, 4, 5), torch.ones(1, 2, 3, 4, 5, dtype=torch.complex64))
+    with pytest.raises(DataError, match="one set of maps"):
+        A.lift(torch.ones(1, 2, 4, 5, dtype=torch.complex64), torch.Generator())
 
 
 def test_sampled_in_full_along_all_axes() -> None:
