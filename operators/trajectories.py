@@ -299,8 +299,8 @@ def epi(batch: int, shape: Sequence[int], readouts: int, samples: int, generator
 def cartesian(mask: Tensor, shape: Sequence[int]) -> Tensor:
     r"""Give the points that a Cartesian mask samples, at :math:`2 \pi (j - \lfloor N/2 \rfloor) / N` along each axis.
 
-    There an image has the values that `ambient_sci.operators.Fourier` measures with the mask, in the order of its
-    entries.
+    There an image has the values that `ambient_sci.operators.Fourier` measures with the mask. Axes on which the mask
+    does not depend are those of readout, and their samples stand one after the other.
 
     Parameters
     ----------
@@ -330,9 +330,11 @@ def cartesian(mask: Tensor, shape: Sequence[int]) -> Tensor:
     if bool((counts != counts[0]).any()):
         few, many = int(counts.min()), int(counts.max())
         raise DataError(f"scans must have as many samples each to be one trajectory, got {few} to {many}")
-    index = full.nonzero()[:, 1:].to(torch.float64)
-    size = torch.tensor(shape, dtype=torch.float64)
-    points = 2 * math.pi * (index - (size / 2).floor()) / size
+    order = sorted(range(len(shape)), key=lambda axis: axes[axis] == 1)  # stable: readout last
+    index = full.permute(0, *[1 + axis for axis in order]).nonzero()[:, 1:]
+    points = torch.empty(index.shape, dtype=torch.float64)
+    for column, axis in zip(index.unbind(1), order, strict=True):
+        points[:, axis] = _readout(shape[axis])[column]
     return points.reshape(len(mask), -1, len(shape)).float()
 
 
@@ -414,16 +416,18 @@ def stack_of_spirals(
     return stack(spiral(batch, shape[1:], readouts, samples, generator, acceleration, density), shape[0])
 
 
-def ramp(shape: Sequence[int], readouts: int, samples: int) -> Tensor:
+def ramp(batch: int, shape: Sequence[int], readouts: int, samples: int) -> Tensor:
     r"""Weigh samples of evenly turned spokes by the density of k-space that they have, in samples of the grid.
 
     This is the trapezoidal rule along each spoke, with weights :math:`\propto |k|` in 2-D and :math:`\propto |k|^2` in
     3-D. In 2-D the centre has :math:`\Delta / 6` for the distance :math:`\Delta` of samples, which is what Euler and
     Maclaurin's formula gives for the kink of :math:`|k|` there; with zero the image would lose its slowest variations.
-    The weighted adjoint is an approximate inverse for `nyquist_spokes` and more; on a grid, weights would all be one.
+    On a grid, weights would all be one; `ambient_sci.operators.density` finds them for any trajectory.
 
     Parameters
     ----------
+    batch
+        Number of scans, whose weights are the same.
     shape
         Spatial shape of the image, for `radial` and `golden_angle` 2-D, for `kooshball` 3-D.
     readouts, samples
@@ -432,7 +436,7 @@ def ramp(shape: Sequence[int], readouts: int, samples: int) -> Tensor:
     Returns
     -------
     Tensor
-        Weights, ``(1, readouts * samples)``.
+        Weights, ``(batch, readouts * samples)``; their roots are those of `ambient_sci.operators.Nufft`.
     """
     if len(shape) not in (2, 3):
         raise DataError(f"spokes are 2-D or 3-D, got the shape {tuple(shape)}")
@@ -440,7 +444,7 @@ def ramp(shape: Sequence[int], readouts: int, samples: int) -> Tensor:
     radius, step = _readout(samples).abs(), 2 * math.pi / samples
     density = math.pi * radius.clamp_min(step / 6) if len(shape) == 2 else 2 * math.pi * radius**2
     weights = density * step / readouts * (math.prod(shape) / (2 * math.pi) ** len(shape))
-    return weights.repeat(readouts)[None].float()
+    return weights.repeat(batch, readouts).float()
 
 
 def nyquist_spokes(shape: Sequence[int]) -> int:
@@ -524,7 +528,7 @@ def _check(shape: Sequence[int], ndim: int, readouts: int, samples: int) -> None
 
 
 def _readout(samples: int) -> Tensor:
-    """Place samples along a straight readout through the centre, in radians per pixel: ``(samples,)``, float64."""
+    """Place samples along a line through the centre, in radians per pixel: ``(samples,)``, float64."""
     return 2 * math.pi * (torch.arange(samples, dtype=torch.float64) - samples // 2) / samples
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ambient_sci.errors import DataError
-from ambient_sci.operators import Fourier, patterns, trajectories, units
+from ambient_sci.operators import Fourier, Nufft, patterns, trajectories, units
+from ambient_sci.operators.density import density_compensation
 from ambient_sci.operators.trajectories import TRAJECTORIES
 
 PI = math.pi
@@ -221,8 +222,9 @@ def test_ends_of_spokes_are_a_pixel_apart_at_the_nyquist_number() -> None:
 def test_ramp(shape: tuple[int, ...], readouts: int, samples: int, width: float, tolerance: float) -> None:
     """The weights add up to disc or ball, and with them spokes become an image: that of a Gaussian is known."""
     ndim = len(shape)
-    weights = trajectories.ramp(shape, readouts, samples)
+    weights = trajectories.ramp(1, shape, readouts, samples)
     assert weights.shape == (1, readouts * samples)
+    assert torch.equal(trajectories.ramp(3, shape, readouts, samples), weights.expand(3, -1))
     part = PI / 4 if ndim == 2 else PI / 6  # of the square or cube around it
     assert float(weights.double().sum()) == pytest.approx(part * math.prod(shape), rel=0.01)
     name = "radial" if ndim == 2 else "kooshball"
@@ -233,7 +235,7 @@ def test_ramp(shape: tuple[int, ...], readouts: int, samples: int, width: float,
         image = (weights[0].double() * values * torch.exp(1j * (points @ where))).sum() / math.prod(shape)
         assert abs(complex(image) - math.exp(-float(where @ where) / (2 * width**2))) < tolerance
     with pytest.raises(DataError, match="spokes are 2-D or 3-D"):
-        trajectories.ramp((8,), 4, 8)
+        trajectories.ramp(1, (8,), 4, 8)
 
 
 # -------------------------------------------------------------------------------------------------- spirals, rosettes
@@ -347,15 +349,53 @@ def test_rosette_is_noll() -> None:
 
 @pytest.mark.parametrize("shape", [(6, 8), (7, 5), (4, 5, 6)])
 def test_cartesian_is_the_fourier_transform(shape: tuple[int, ...]) -> None:
-    """At the points of a mask, the transform as a sum is what the operator measures there."""
+    """At the points of a mask, the transform as a sum is what the operator measures there, readout after readout."""
     mask = patterns.random_points(2, shape, 2.5, 2, seeded())
     points = trajectories.cartesian(mask, shape)
     x = torch.randn(2, 1, *shape, generator=seeded(1), dtype=torch.complex128)
     y = Fourier(mask.double(), shape)(x)
     full = mask.expand(2, 1, *shape) == 1
     for scan in range(2):
-        want = y[scan][full[scan]]
+        # in a volume the first axis is read out, and varies fastest
+        want = y[scan, 0].movedim(0, -1)[full[scan, 0].movedim(0, -1)] if len(shape) == 3 else y[scan][full[scan]]
         torch.testing.assert_close(transform(points[scan], x[scan, 0]), want, rtol=0, atol=1e-5)
+
+
+def test_ramp_is_voronoi() -> None:
+    """Away from centre and rim, a sample's weight is the area of what is nearer to it than to others."""
+    shape, readouts, samples = (32, 32), 64, 32
+    points = trajectories.radial(2, shape, readouts, samples, seeded())
+    areas = density_compensation(points, shape, "voronoi")
+    radius = points.norm(dim=-1)
+    inside = (radius > 0.5) & (radius < 2.9)
+    torch.testing.assert_close(trajectories.ramp(2, shape, readouts, samples)[inside], areas[inside], rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("name", ["radial", "golden-angle"])
+def test_spokes_measure_and_give_back_an_image(name: str) -> None:
+    """Measured by spokes at the Nyquist number and gridded with the ramp, an image within the disc is itself."""
+    shape = (32, 32)
+    readouts = trajectories.nyquist_spokes(shape) if name == "radial" else 89
+    points = TRAJECTORIES[name](2, shape, readouts, 64, seeded())
+    A = Nufft(points, shape, weights=trajectories.ramp(2, shape, readouts, 64).sqrt(), readout=64)
+    n = torch.arange(32) - 16
+    bump = torch.exp(-((n[:, None] + 3) ** 2 + (n - 2) ** 2) / 18) - 0.5 * torch.exp(-(n[:, None] ** 2 + n**2) / 8)
+    x = bump.to(torch.complex64).expand(2, 1, 32, 32)
+    assert float((A.gram(x) - x).norm() / x.norm()) < 0.02
+
+
+def test_cartesian_is_a_nufft() -> None:
+    """A mask of lines is a trajectory of readouts, which are lost as lines are."""
+    shape = (12, 9)
+    mask = patterns.equispaced_lines(3, shape, 3.0, 2, seeded())
+    A = Nufft(trajectories.cartesian(mask, shape), shape, readout=12)
+    B = Fourier(mask, shape)
+    x = torch.randn(3, 1, *shape, generator=seeded(1), dtype=torch.complex64)
+    lines = B(x).mT[(mask.expand(3, 1, *shape) == 1).mT]
+    torch.testing.assert_close(A(x).flatten(), lines, rtol=0, atol=2e-3)
+    torch.testing.assert_close(A.gram(x), B.gram(x), rtol=0, atol=2e-3)
+    thinned = A.thin(0.5, seeded()).rows.reshape(3, 3, 12)
+    assert bool((thinned == thinned[..., :1]).all())
 
 
 def test_cartesian_refuses() -> None:
