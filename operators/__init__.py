@@ -1,7 +1,8 @@
 """Linear operators: what was measured, and how to measure less of it.
 
 Each operator is an immutable value with its own parameters for every scan of a batch; `ambient_sci.operators.base`
-has the contract, `ambient_sci.operators.patterns` the sampling patterns, `ambient_sci.testing` the conformance kit.
+has the contract, `ambient_sci.operators.patterns` the sampling patterns, `ambient_sci.operators.trajectories` those off
+the grid, `ambient_sci.testing` the conformance kit.
 """
 
 if __name__ != "ambient_sci.operators":  # found as a top-level name from the repository root

@@ -462,7 +462,7 @@ def nyquist_spokes(shape: Sequence[int]) -> int:
     """
     if len(shape) not in (2, 3):
         raise DataError(f"spokes are 2-D or 3-D, got the shape {tuple(shape)}")
-    return math.ceil(math.pi / 2 * max(shape) ** (len(shape) - 1))
+    return math.ceil(math.pi / 2 * math.pow(max(shape), len(shape) - 1))
 
 
 def acceleration(points: Tensor, shape: Sequence[int], samples: int | None = None) -> float:

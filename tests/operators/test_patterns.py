@@ -83,6 +83,9 @@ def test_any_size(data: st.DataObject) -> None:
     if calibration:
         assert bool((centre(mask, shape, calibration) == 1).all())
     assert torch.equal(mask, PATTERNS[name](3, shape, acceleration_, calibration, seeded(seed)))
+    always = calibration ** len(sampled)
+    if name != "equispaced-lines" and math.comb(size - always, count - always) > 1e9:
+        assert len({tuple(scan.flatten().tolist()) for scan in mask}) == 3
     Fourier(mask, shape, calibration)
 
 
