@@ -1,13 +1,14 @@
 """Linear operators: what was measured, and how to measure less of it.
 
 Each operator is an immutable value with its own parameters for every scan of a batch; `ambient_sci.operators.base`
-has the contract, `ambient_sci.operators.patterns` the sampling patterns, `ambient_sci.testing` the conformance kit.
+has the contract, `ambient_sci.operators.patterns` the sampling patterns, `ambient_sci.operators.trajectories` those off
+the grid, `ambient_sci.testing` the conformance kit.
 """
 
 if __name__ != "ambient_sci.operators":  # found as a top-level name from the repository root
     raise ImportError("import this package as ambient_sci.operators")
 
-from ambient_sci.operators import arrays, patterns
+from ambient_sci.operators import arrays, patterns, trajectories, units
 from ambient_sci.operators.average import Average
 from ambient_sci.operators.base import LinearOperator, OperatorSpec, collate, from_spec
 from ambient_sci.operators.blur import Blur, gaussian_kernel, motion_kernel
@@ -45,5 +46,7 @@ __all__ = [
     "motion_kernel",
     "patterns",
     "primary_beam",
+    "trajectories",
+    "units",
     "vstack",
 ]
