@@ -16,12 +16,11 @@ without scale or weights, which are the business of `ambient_sci.operators.nufft
     kernel, whose error is about 5e-5 whatever the precision.
 """
 
-import math
 import threading
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, cached_property, reduce
 from typing import Any
 
@@ -30,8 +29,11 @@ import torch
 from torch import Tensor
 
 from ambient_sci.errors import DataError
+from ambient_sci.operators.parallel import share
 
 __all__ = ["BACKENDS", "Backend", "Finufft", "KaiserBessel", "choose"]
+
+WHOLE = 1 << 62  # pixels beyond any piece: scans, which have plans of their own, go one by one
 
 
 class Backend(ABC):
@@ -71,85 +73,70 @@ class Finufft(Backend):
 
     def forward(self, images: Tensor, maps: Tensor | None) -> Tensor:
         """See `Backend.forward`."""
-        x: Any = _array(images)
-        s: Any = None if maps is None else _array(maps)
-        coils = x.shape[1] if s is None else s.shape[2]
-        result = np.empty((len(x), coils, self.trajectory.shape[1]), x.dtype)
+        coils = images.shape[1] if maps is None else maps.shape[2]
+        result = images.new_empty(len(images), coils, self.trajectory.shape[1])
+        out, maps_ = result.numpy(), _array(maps)
 
-        def work(scan: int, block: range, plan: Any) -> None:
-            for coil in block:
-                seen = x[scan, coil] if s is None else (x[scan] * s[scan % len(s), :, coil]).sum(0)
-                plan.execute(seen, result[scan, coil])
+        def work(images: Tensor, scans: slice, coils: range) -> None:
+            scan, x = scans.start, _array(images)[0]
+            with self._plan(scan, images.dtype) as plan:
+                for coil in coils:
+                    seen = x[coil] if maps_ is None else (x * maps_[scan % len(maps_), :, coil]).sum(0)
+                    plan.execute(seen, out[scan, coil])
 
-        self._run(work, len(x), coils, x.dtype)
-        return torch.from_numpy(result)
+        share(work, images, coils, WHOLE)
+        return result
 
     def adjoint(self, values: Tensor, maps: Tensor | None) -> Tensor:
         """See `Backend.adjoint`."""
-        y: Any = _array(values)
-        s: Any = None if maps is None else _array(maps)
-        channels = y.shape[1] if s is None else s.shape[1]
-        result = np.empty((len(y), channels, *self.shape), y.dtype)
+        channels = values.shape[1] if maps is None else maps.shape[1]
+        result = values.new_empty(len(values), channels, *self.shape)
+        out, maps_ = result.numpy(), _array(maps)
 
-        def plain(scan: int, block: range, plan: Any) -> None:
-            for coil in block:
-                plan.execute_adjoint(y[scan, coil], result[scan, coil])
-
-        def combined(scan: int, block: range, plan: Any) -> Any:
-            total = np.zeros((channels, *self.shape), y.dtype)
-            for coil in block:
-                image = plan.execute_adjoint(y[scan, coil])
-                # the conjugate of the image instead of that of the maps, and once more at the end
-                total += np.conjugate(image, out=image) * s[scan % len(s), :, coil]
+        def work(values: Tensor, scans: slice, coils: range) -> Any:
+            scan, y = scans.start, _array(values)[0]
+            total = None if maps_ is None else np.zeros(out.shape[1:], out.dtype)
+            with self._plan(scan, values.dtype) as plan:
+                for coil in coils:
+                    if total is None:
+                        plan.execute_adjoint(y[coil], out[scan, coil])
+                    else:  # the conjugate of the image instead of that of the maps, and once more at the end
+                        image = plan.execute_adjoint(y[coil])
+                        total += np.conjugate(image, out=image) * maps_[scan % len(maps_), :, coil]
             return total
 
-        totals = self._run(plain if s is None else combined, len(y), y.shape[1], y.dtype)
-        if s is not None:
-            for scan in range(len(y)):
-                np.conjugate(reduce(np.add, totals[scan]), out=result[scan])
-        return torch.from_numpy(result)
+        totals = share(work, values, values.shape[1], WHOLE)
+        if maps is not None:
+            for scan, blocks in enumerate(totals):
+                np.conjugate(reduce(np.add, blocks), out=out[scan])
+        return result
 
-    def _run(self, work: Callable[[int, range, Any], Any], scans: int, coils: int, dtype: Any) -> list[list[Any]]:
-        """Share scans and blocks of coils among threads; results in order, so that sums do not depend on luck."""
-        threads = torch.get_num_threads()
-        blocks = min(coils, math.ceil(2 * threads / scans))
-        edges = [coils * block // blocks for block in range(blocks + 1)]
-        tasks = [(scan, range(*edges[block : block + 2])) for scan in range(scans) for block in range(blocks)]
-        inner = max(1, threads // len(tasks))
-
-        def one(task: tuple[int, range]) -> Any:
-            scan, block = task
-            key = scan % len(self.trajectory), np.dtype(dtype), inner
-            plan = self._take(key)
-            try:
-                return work(scan, block, plan)
-            finally:
-                with self._lock:
-                    self._plans[key].append(plan)
-
-        if threads == 1 or len(tasks) == 1:
-            done = [one(task) for task in tasks]
-        else:
-            with ThreadPoolExecutor(min(threads, len(tasks))) as pool:
-                done = list(pool.map(one, tasks))
-        return [done[scan * blocks : (scan + 1) * blocks] for scan in range(scans)]
-
-    def _take(self, key: tuple[int, Any, int]) -> Any:
-        """Take a plan that no other thread uses; it is made if there is none."""
+    @contextmanager
+    def _plan(self, scan: int, dtype: torch.dtype) -> Iterator[Any]:
+        """Lend a plan of a scan's trajectory that no other thread uses; it is made if there is none."""
+        key = scan % len(self.trajectory), dtype
         with self._lock:
             idle = self._plans.setdefault(key, [])
-            if idle:
-                return idle.pop()
+            plan = idle.pop() if idle else None
+        plan = plan or self._make(*key)
+        try:
+            yield plan
+        finally:
+            with self._lock:
+                idle.append(plan)
+
+    def _make(self, scan: int, dtype: torch.dtype) -> Any:
         import finufft
 
-        scan, dtype, threads = key
-        single = dtype == np.complex64
-        options: dict[str, Any] = {"nthreads": threads}
+        single = dtype == torch.complex64
+        # the calling thread computes alone if others work beside it, and with all its threads if it is the only one
+        options: dict[str, Any] = {"nthreads": torch.get_num_threads()}
         if single:  # twofold upsampling is several times slower in single precision, and no more precise there
             options["upsampfac"] = 1.25
         tolerance = max(self.tolerance, 1e-6 if single else 1e-14)
-        plan = finufft.Plan(2, self.shape, eps=tolerance, isign=-1, dtype=dtype.name, **options)
-        points = self.trajectory[scan].detach().to(torch.float32 if single else torch.float64)
+        name = str(dtype).removeprefix("torch.")
+        plan = finufft.Plan(2, self.shape, eps=tolerance, isign=-1, dtype=name, **options)
+        points = self.trajectory[scan].detach().to(dtype.to_real())
         plan.setpts(*(np.ascontiguousarray(points[:, axis].numpy()) for axis in range(len(self.shape))))
         return plan
 
@@ -218,5 +205,5 @@ def choose(name: str, device: torch.device) -> type[Backend]:
     return BACKENDS[name]
 
 
-def _array(tensor: Tensor) -> Any:
-    return tensor.detach().resolve_conj().resolve_neg().contiguous().numpy()
+def _array(tensor: Tensor | None) -> Any:
+    return None if tensor is None else tensor.detach().resolve_conj().resolve_neg().contiguous().numpy()

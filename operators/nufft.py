@@ -34,6 +34,8 @@ from ambient_sci.errors import DataError
 from ambient_sci.operators.backends import Backend, choose
 from ambient_sci.operators.base import LinearOperator
 from ambient_sci.operators.mask import drop
+from ambient_sci.operators.parallel import own, share
+from ambient_sci.operators.sense import combine, joined, seen
 
 __all__ = ["Nufft"]
 
@@ -46,7 +48,7 @@ class Nufft(LinearOperator):
     trajectory
         Where k-space was sampled, in radians per pixel, ``(batch, samples, ndim)``, float32 or float64. Column ``a``
         belongs to spatial axis ``a``; a period is :math:`2\pi`. `ambient_sci.operators.trajectories` makes them,
-        and turns other units into this one.
+        and `ambient_sci.operators.units` turns other units into this one.
     shape
         Spatial shape of the image, of one to three axes.
     maps
@@ -101,7 +103,7 @@ class Nufft(LinearOperator):
         if bool((k.abs() > 3 * math.pi).any()):
             raise DataError(
                 f"trajectory must be in radians per pixel, between -pi and pi (3 pi at most), got "
-                f"{float(k.abs().max()):.4g}: ambient_sci.operators.trajectories converts other units"
+                f"{float(k.abs().max()):.4g}: ambient_sci.operators.units converts others"
             )
         if maps is not None:
             fits = maps.is_complex() and maps.ndim in (2 + len(shape), 3 + len(shape)) and maps.shape[0] == k.shape[0]
@@ -162,7 +164,7 @@ class Nufft(LinearOperator):
         return self.maps if self.maps is None or self.maps.ndim > 2 + len(self.shape) else self.maps[:, None]
 
     @cached_property
-    def _spectrum(self) -> list[Tensor]:
+    def _spectra(self) -> list[Tensor]:
         r"""Spectra :math:`2^{-d} \kappa_p`, each ``(batch, 1, *spatial)``, in the order of `_parities`."""
         double = [2 * size for size in self.shape]
         # needed once, so in double precision and with a smaller error than the transforms
@@ -191,7 +193,7 @@ class Nufft(LinearOperator):
         return phases
 
     def __getstate__(self) -> dict[str, Any]:
-        made = ("_transform", "_factor", "_sets", "_spectrum", "_parities")
+        made = ("_transform", "_factor", "_sets", "_spectra", "_parities")
         return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -201,26 +203,27 @@ class Nufft(LinearOperator):
         return self._transform.adjoint(y * self._factor, self._sets)
 
     def _gram(self, x: Tensor) -> Tensor:
-        maps = self._sets
-        if maps is None:
-            return self._convolve(x)
-        result = torch.zeros_like(x)
-        for coil in range(maps.shape[2]):
-            one = maps[:, :, coil]
-            seen = x * one if maps.shape[1] == 1 else (x * one).sum(1, keepdim=True)
-            result.addcmul_(self._convolve(seen), one.conj())
-        return result
+        maps, every = self._sets, self._spectra
 
-    def _convolve(self, x: Tensor) -> Tensor:
+        def work(x: Tensor, scans: slice, coils: range) -> Tensor:
+            spectra = [own(spectrum, scans) for spectrum in every]
+            if maps is None:
+                return self._convolve(x, spectra)
+            total = torch.zeros_like(x)
+            for coil in coils:
+                one = own(maps, scans)[:, :, coil]
+                combine(total, self._convolve(seen(x, one), spectra), one)
+            return total.conj_physical_()
+
+        return joined(share(work, x, 1 if maps is None else maps.shape[2], math.prod(self.shape)))
+
+    def _convolve(self, x: Tensor, spectra: list[Tensor]) -> Tensor:
         axes = tuple(range(2, x.ndim))
-        result: Tensor | None = None
-        for phase, spectrum in zip(self._parities, self._spectrum, strict=True):
-            if result is None:  # parity zero has no phase
-                result = torch.fft.ifftn(torch.fft.fftn(x, dim=axes).mul_(spectrum), dim=axes)
-            else:
-                part = torch.fft.ifftn(torch.fft.fftn(x * phase, dim=axes).mul_(spectrum), dim=axes)
-                result.addcmul_(part, phase.conj())
-        assert result is not None
+        # parity zero has no phase
+        result: Tensor = torch.fft.ifftn(torch.fft.fftn(x, dim=axes).mul_(spectra[0]), dim=axes)
+        for phase, spectrum in zip(self._parities[1:], spectra[1:], strict=True):
+            part = torch.fft.ifftn(torch.fft.fftn(x * phase, dim=axes).mul_(spectrum), dim=axes)
+            result.addcmul_(part, phase.conj())
         return result
 
     def trajectory_gradient(self, x: Tensor, y: Tensor) -> Tensor:

@@ -1,11 +1,17 @@
 r"""Sampling patterns: seeded functions that return the masks of a batch.
 
 A pattern returns float masks of zeros and ones to give to an operator: ``(batch, 1, *spatial)``, with axes of size one
-where sampling does not depend on them. Lines run along the last axis (phase encoding), so that line patterns are
-``(batch, 1, 1, width)`` in 2-D. Every scan of a batch gets a pattern of its own, all randomness comes from the
-generator passed in, and counts are exact: ``round(size / acceleration)`` of ``size`` lines or points, calibration
-included. The exceptions are `poisson_disc` and boxes, whose counts are near the one asked for; `acceleration` tells
-what a mask has.
+where sampling does not depend on them. There are three families:
+
+- lines are chosen along the last axis, the one of phase encoding: ``(batch, 1, 1, width)`` in 2-D;
+- points are chosen in the plane of the last two axes: ``(batch, 1, height, width)`` in 2-D, and ``(batch, 1, 1, height,
+  width)`` in 3-D, where these are the two phase encodings and the first axis is read out in full;
+- pixels, boxes and blocks are chosen along all axes of the image, in all channels at once or in each by itself.
+
+Every scan of a batch gets a pattern of its own, all randomness comes from the generator passed in, and counts are
+exact: ``round(size / acceleration)`` of ``size`` lines or points, calibration included. The exceptions are
+`poisson_disc`, `bernoulli_pixels`, boxes, and blocks that do not divide the image, whose counts are near the one asked
+for; `acceleration` tells what a mask has.
 
 Random patterns of exact count and given density are a weighted draw without replacement: with weights :math:`w_i` and
 exponential variates :math:`e_i`, the entries of smallest :math:`e_i / w_i` (Efraimidis and Spirakis 2006, Inf. Process.
@@ -14,20 +20,29 @@ Lett. 97:181).
 The table `PATTERNS` names them for configuration and command line. Every function in it is called as
 ``pattern(batch, shape, acceleration, calibration, generator)``:
 
-========================== ==================================================================
-``random-lines``           uniformly random lines, all of the centre
-``variable-density-lines`` lines that are denser towards the centre, all of the centre
-``equispaced-lines``       evenly spaced lines from a random first one, all of the centre
-``random-pixels``          uniformly random points or pixels, all of the centre block
-``gaussian-points``        points with a normal density about the centre, all of the centre block
-``poisson-disc``           points that keep a distance which grows with that from the centre
-``boxes``                  one missing box anywhere; it knows no calibration, which must be 0
-========================== ==================================================================
+=========================== =================================================================
+``random-lines``            uniformly random lines, all of the centre
+``variable-density-lines``  lines that are denser towards the centre, all of the centre
+``equispaced-lines``        evenly spaced lines from a random first one, all of the centre
+``partial-fourier``         all lines but those at one end, a random one
+``random-points``           uniformly random points, all of the centre block
+``variable-density-points`` points that are denser towards the centre, all of the centre block
+``gaussian-points``         points with a normal density about the centre, all of the centre block
+``poisson-disc``            points that keep a distance which grows with that from the centre
+``random-pixels``           uniformly random pixels, all of the centre block
+``bernoulli-pixels``        every pixel by itself, with equal probability
+``boxes``                   one missing box anywhere
+``patch``                   one box anywhere, and nothing outside it
+``blocks``                  random blocks of a grid, eight along the shortest side
+=========================== =================================================================
+
+The last four know no calibration, which must be 0.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -37,20 +52,30 @@ from ambient_sci.errors import DataError
 __all__ = [
     "PATTERNS",
     "acceleration",
+    "bernoulli_pixels",
     "equispaced_lines",
     "gaussian_points",
+    "partial_fourier",
     "poisson_disc",
+    "random_blocks",
     "random_boxes",
     "random_lines",
     "random_pixels",
+    "random_points",
     "variable_density_lines",
+    "variable_density_points",
 ]
 
 Pattern = Callable[[int, Sequence[int], float, int, torch.Generator], Tensor]
 
 
 def random_lines(
-    batch: int, shape: Sequence[int], acceleration: float, calibration: int, generator: torch.Generator
+    batch: int,
+    shape: Sequence[int],
+    acceleration: float,
+    calibration: int,
+    generator: torch.Generator,
+    partial: float = 1.0,
 ) -> Tensor:
     """Calibration lines in the centre and uniformly random lines outside, ``round(width / acceleration)`` in all.
 
@@ -66,6 +91,8 @@ def random_lines(
         Number of lines in the centre that are always measured.
     generator
         Source of the randomness, on the CPU.
+    partial
+        Part of the lines among which these are chosen, as in `partial_fourier`. The acceleration stays what it is.
 
     Returns
     -------
@@ -75,9 +102,10 @@ def random_lines(
     Raises
     ------
     DataError
-        If the calibration lines alone are more than the acceleration allows.
+        If the calibration lines alone are more than the acceleration allows, or if the part is too small for them or
+        for the acceleration.
     """
-    return variable_density_lines(batch, shape, acceleration, calibration, generator, power=0)
+    return variable_density_lines(batch, shape, acceleration, calibration, generator, power=0, partial=partial)
 
 
 def variable_density_lines(
@@ -87,6 +115,7 @@ def variable_density_lines(
     calibration: int,
     generator: torch.Generator,
     power: float = 3.0,
+    partial: float = 1.0,
 ) -> Tensor:
     r"""Calibration lines in the centre and random lines outside, with a density that falls as a polynomial.
 
@@ -95,7 +124,7 @@ def variable_density_lines(
 
     Parameters
     ----------
-    batch, shape, acceleration, calibration, generator
+    batch, shape, acceleration, calibration, generator, partial
         As in `random_lines`.
     power
         The power :math:`p`, 0 (uniform) or more.
@@ -105,17 +134,20 @@ def variable_density_lines(
     Tensor
         Masks, ``(batch, 1, ..., 1, width)``.
     """
-    if not 0 <= power < math.inf:
-        raise DataError(f"power must be 0 or more, got {power}")
     width = shape[-1]
-    count = _count(shape[-1:], acceleration, calibration)
-    distance = _offsets(width).abs() / (width // 2 + 1)  # below one at the edge, so that every line can be drawn
-    lines = _draw(batch, (1 - distance) ** power, _centre((width,), calibration), count, generator)
+    count = _count((width,), acceleration, calibration)
+    weight = _polynomial((width,), power) * _acquired(batch, width, partial, calibration, count, generator)
+    lines = _draw(batch, weight, _centre((width,), calibration), count, generator)
     return lines.reshape(batch, *[1] * len(shape), width)
 
 
 def equispaced_lines(
-    batch: int, shape: Sequence[int], acceleration: float, calibration: int, generator: torch.Generator
+    batch: int,
+    shape: Sequence[int],
+    acceleration: float,
+    calibration: int,
+    generator: torch.Generator,
+    partial: float = 1.0,
 ) -> Tensor:
     """Calibration lines in the centre and evenly spaced lines outside, ``round(width / acceleration)`` in all.
 
@@ -124,7 +156,7 @@ def equispaced_lines(
 
     Parameters
     ----------
-    batch, shape, acceleration, calibration, generator
+    batch, shape, acceleration, calibration, generator, partial
         As in `random_lines`.
 
     Returns
@@ -133,20 +165,32 @@ def equispaced_lines(
         Masks, ``(batch, 1, ..., 1, width)``.
     """
     width = shape[-1]
-    count = _count(shape[-1:], acceleration, calibration) - calibration
-    lines = _centre((width,), calibration).repeat(batch, 1)
-    outside = (lines[0] == 0).nonzero()[:, 0]
-    if count:
+    count = _count((width,), acceleration, calibration)
+    centre = _centre((width,), calibration)
+    acquired = _acquired(batch, width, partial, calibration, count, generator)
+    lines = centre.repeat(batch, 1)
+    if count > calibration:
+        # whichever end is not acquired, as many lines are left
+        outside = (acquired * (1 - centre)).nonzero()[:, 1].reshape(len(acquired), -1).expand(batch, -1)
         first = torch.rand(batch, 1, generator=generator, dtype=torch.float64)
-        steps = (first + torch.arange(count)) * (len(outside) / count)
-        lines.scatter_(1, outside[steps.long().clamp_max(len(outside) - 1)], 1.0)
+        steps = (first + torch.arange(count - calibration)) * (outside.shape[1] / (count - calibration))
+        lines.scatter_(1, outside.gather(1, steps.long().clamp_max(outside.shape[1] - 1)), 1.0)
     return lines.reshape(batch, *[1] * len(shape), width)
 
 
-def random_pixels(
-    batch: int, shape: Sequence[int], keep: float, generator: torch.Generator, calibration: int = 0
+def partial_fourier(
+    batch: int,
+    shape: Sequence[int],
+    partial: float,
+    generator: torch.Generator,
+    calibration: int = 0,
+    axis: int = -1,
+    side: Literal["low", "high"] | None = None,
 ) -> Tensor:
-    """Uniformly random pixels, ``round(keep * size)`` of them in every scan.
+    """All lines but those at one end of k-space, ``round(partial * size)`` of them.
+
+    The product with the mask of another pattern is that pattern in partial Fourier. Its count varies; where it should
+    be exact, line patterns have an option ``partial`` of their own. Along the axis of readout this is partial echo.
 
     Parameters
     ----------
@@ -154,21 +198,96 @@ def random_pixels(
         Number of scans.
     shape
         Spatial shape of the image, ``(*spatial,)``.
-    keep
-        Part of the pixels that are measured, above 0 and at most 1.
+    partial
+        Part of the lines that is acquired, more than half and at most 1; scanners offer 5/8, 6/8 and 7/8.
     generator
         Source of the randomness, on the CPU.
     calibration
-        Width of the centre block that is always measured.
+        Number of lines in the centre that the part must hold; the centre itself at least.
+    axis
+        Axis of the image along which lines are counted.
+    side
+        Which end is not acquired, that of low or of high indices; by default a random one for every scan, so that
+        scans together see all of k-space.
 
     Returns
     -------
     Tensor
-        Masks, ``(batch, 1, *spatial)``.
+        Masks, ``(batch, 1, 1, ..., size, ..., 1)``.
+
+    Raises
+    ------
+    DataError
+        If the part does not hold the centre.
     """
-    if not 0 < keep <= 1:
-        raise DataError(f"keep must be above 0 and at most 1, got {keep}")
-    return _points(batch, torch.ones(*shape), 1 / keep, calibration, generator)
+    if side not in ("low", "high", None):
+        raise DataError(f"side must be 'low', 'high' or None (random), got {side!r}")
+    if not -len(shape) <= axis < len(shape):
+        raise DataError(f"axis must be one of the {len(shape)} of the image, got {axis}")
+    size = shape[axis]
+    count = _acquired_count(size, partial, calibration)
+    high = torch.randint(2, (batch, 1), generator=generator) == 1 if side is None else torch.tensor(side == "high")
+    lines = _all_but_one_end(size, count, high).expand(batch, size)
+    return lines.reshape(batch, 1, *[size if other == axis % len(shape) else 1 for other in range(len(shape))])
+
+
+def random_points(
+    batch: int,
+    shape: Sequence[int],
+    acceleration: float,
+    calibration: int,
+    generator: torch.Generator,
+    axes: int = 2,
+) -> Tensor:
+    """Uniformly random points, ``round(size / acceleration)`` in every scan.
+
+    Parameters
+    ----------
+    batch, acceleration, generator
+        As in `random_lines`.
+    shape
+        Spatial shape of the image, ``(*spatial,)``.
+    calibration
+        Width of the centre block that is always measured.
+    axes
+        How many of the last axes are sampled; the others are read out in full.
+
+    Returns
+    -------
+    Tensor
+        Masks, ``(batch, 1, height, width)``, with an axis of size one for each that is read out in full.
+    """
+    return variable_density_points(batch, shape, acceleration, calibration, generator, power=0, axes=axes)
+
+
+def variable_density_points(
+    batch: int,
+    shape: Sequence[int],
+    acceleration: float,
+    calibration: int,
+    generator: torch.Generator,
+    power: float = 3.0,
+    axes: int = 2,
+) -> Tensor:
+    r"""Random points with a density that falls as a polynomial, ``round(size / acceleration)`` in every scan.
+
+    The density is that of `variable_density_lines`; the distance :math:`r` is the root mean square of those along the
+    axes, which is one in the corners.
+
+    Parameters
+    ----------
+    batch, shape, acceleration, calibration, generator, axes
+        As in `random_points`.
+    power
+        The power :math:`p`, 0 (uniform) or more.
+
+    Returns
+    -------
+    Tensor
+        Masks, as those of `random_points`.
+    """
+    weight = _polynomial(_last(shape, axes), power)
+    return _in_plane(_points(batch, weight, acceleration, calibration, generator), shape)
 
 
 def gaussian_points(
@@ -178,30 +297,28 @@ def gaussian_points(
     calibration: int,
     generator: torch.Generator,
     width: float = 0.35,
+    axes: int = 2,
 ) -> Tensor:
     """Random points with a normal density about the centre, ``round(size / acceleration)`` in every scan.
 
     Parameters
     ----------
-    batch, shape, acceleration, generator
-        As in `random_lines`; every spatial axis is sampled.
-    calibration
-        Width of the centre block that is always measured.
+    batch, shape, acceleration, calibration, generator, axes
+        As in `random_points`.
     width
         Standard deviation of the density along each axis, in units of half its length.
 
     Returns
     -------
     Tensor
-        Masks, ``(batch, 1, *spatial)``.
+        Masks, as those of `random_points`.
     """
     if not width > 0:
         raise DataError(f"width must be above 0, got {width}")
-    axes = [torch.exp(-0.5 * (_offsets(size) / (width * size / 2)) ** 2) for size in shape]
     weight = torch.ones((), dtype=torch.float64)
-    for axis in axes:
-        weight = weight[..., None] * axis
-    return _points(batch, weight, acceleration, calibration, generator)
+    for size in _last(shape, axes):
+        weight = weight[..., None] * torch.exp(-0.5 * (_offsets(size) / (width * size / 2)) ** 2)
+    return _in_plane(_points(batch, weight, acceleration, calibration, generator), shape)
 
 
 def poisson_disc(
@@ -216,28 +333,95 @@ def poisson_disc(
     batch, acceleration, generator
         As in `random_lines`; the acceleration must be above 1.
     shape
-        Spatial shape of the image, ``(height, width)``.
+        Spatial shape of the image, ``(height, width)``, or of a volume whose first axis is read out in full.
     calibration
         Width of the centre block that is always measured.
 
     Returns
     -------
     Tensor
-        Masks, ``(batch, 1, height, width)``.
+        Masks, ``(batch, 1, height, width)``, with an axis of size one for that which is read out in full.
 
     Raises
     ------
     DataError
-        If the image is not 2-D, or if no such pattern is found for the acceleration.
+        If the image is neither 2-D nor 3-D, or if no such pattern is found for the acceleration.
     """
-    if len(shape) != 2:
-        raise DataError(f"a Poisson disc pattern is 2-D, got the shape {tuple(shape)}")
-    _count(shape, acceleration, calibration)
-    return torch.stack([_poisson(shape, acceleration, calibration, generator) for _ in range(batch)])
+    if len(shape) not in (2, 3):
+        raise DataError(f"a Poisson disc pattern is for 2-D and 3-D, got the shape {tuple(shape)}")
+    plane = _last(shape, 2)
+    _count(plane, acceleration, calibration)
+    masks = torch.stack([_poisson(plane, acceleration, calibration, generator) for _ in range(batch)])
+    return _in_plane(masks, shape)
 
 
-def random_boxes(batch: int, shape: Sequence[int], size: int | Sequence[int], generator: torch.Generator) -> Tensor:
-    """One missing box in every scan, anywhere inside the image with equal probability.
+def random_pixels(
+    batch: int,
+    shape: Sequence[int],
+    keep: float,
+    generator: torch.Generator,
+    calibration: int = 0,
+    channels: int = 1,
+) -> Tensor:
+    """Uniformly random pixels, ``round(keep * size)`` of them in every scan.
+
+    Parameters
+    ----------
+    batch
+        Number of scans.
+    shape
+        Spatial shape of the image, ``(*spatial,)``.
+    keep
+        Part of the pixels that are measured, above 0 and at most 1; one pixel at least.
+    generator
+        Source of the randomness, on the CPU.
+    calibration
+        Width of the centre block that is always measured.
+    channels
+        Channels that each have a pattern of their own; one pattern for all of them by default.
+
+    Returns
+    -------
+    Tensor
+        Masks, ``(batch, channels, *spatial)``.
+    """
+    count = _kept(keep, math.prod(shape), "pixels")
+    _check_calibration(shape, count, calibration, f"keep {keep}")
+    masks = _draw(batch * channels, torch.ones(*shape), _centre(shape, calibration), count, generator)
+    return masks.reshape(batch, channels, *shape)
+
+
+def bernoulli_pixels(
+    batch: int, shape: Sequence[int], keep: float, generator: torch.Generator, channels: int = 1
+) -> Tensor:
+    """Every pixel by itself, measured with probability ``keep``.
+
+    This is the random inpainting of Daras et al. (2023, arXiv:2305.19256), there with one pattern for all channels.
+    Counts are binomial; those of `random_pixels` are exact.
+
+    Parameters
+    ----------
+    batch, shape, generator, channels
+        As in `random_pixels`.
+    keep
+        Probability with which a pixel is measured, above 0 and at most 1.
+
+    Returns
+    -------
+    Tensor
+        Masks, ``(batch, channels, *spatial)``.
+    """
+    if not 0 < keep <= 1:
+        raise DataError(f"keep must be above 0 and at most 1, got {keep}")
+    return (torch.rand(batch, channels, *shape, generator=generator) < keep).float()
+
+
+def random_boxes(
+    batch: int, shape: Sequence[int], size: int | Sequence[int], generator: torch.Generator, boxes: int = 1
+) -> Tensor:
+    """Missing boxes in every scan, each anywhere inside the image with equal probability.
+
+    One minus these masks measures the boxes alone.
 
     Parameters
     ----------
@@ -246,25 +430,65 @@ def random_boxes(batch: int, shape: Sequence[int], size: int | Sequence[int], ge
     shape
         Spatial shape of the image, ``(*spatial,)``.
     size
-        Sides of the box in pixels, ``(*spatial,)``, or one number for all of them.
+        Sides of a box in pixels, ``(*spatial,)``, or one number for all of them.
     generator
         Source of the randomness, on the CPU.
+    boxes
+        Number of boxes, which may overlap.
 
     Returns
     -------
     Tensor
         Masks, ``(batch, 1, *spatial)``.
     """
-    sides = [size] * len(shape) if isinstance(size, int) else list(size)
-    if len(sides) != len(shape) or any(not 0 <= side <= full for side, full in zip(sides, shape, strict=True)):
-        raise DataError(f"size must be sides of a box inside an image of shape {tuple(shape)}, got {size}")
-    missing = torch.ones(batch, *[1] * len(shape))
-    for axis, (side, full) in enumerate(zip(sides, shape, strict=True)):
-        start = torch.randint(full - side + 1, (batch, 1), generator=generator)
-        position = torch.arange(full)
-        inside = (position >= start) & (position < start + side)
-        missing = missing * inside.reshape(batch, *[full if other == axis else 1 for other in range(len(shape))])
-    return (1 - missing)[:, None]
+    sides = _sides(size, shape, 0, "size")
+    if boxes < 0:
+        raise DataError(f"boxes must be 0 or more, got {boxes}")
+    mask = torch.ones(batch, *shape)
+    for _ in range(boxes):
+        missing = torch.ones(batch, *[1] * len(shape))
+        for axis, (side, full) in enumerate(zip(sides, shape, strict=True)):
+            start = torch.randint(full - side + 1, (batch, 1), generator=generator)
+            position = torch.arange(full)
+            inside = (position >= start) & (position < start + side)
+            missing = missing * inside.reshape(batch, *[full if other == axis else 1 for other in range(len(shape))])
+        mask = mask * (1 - missing)
+    return mask[:, None]
+
+
+def random_blocks(
+    batch: int,
+    shape: Sequence[int],
+    keep: float,
+    block: int | Sequence[int],
+    generator: torch.Generator,
+    channels: int = 1,
+) -> Tensor:
+    """Uniformly random blocks of a grid, ``round(keep * blocks)`` of them in every scan.
+
+    An axis that is no multiple of the side has blocks whose sides differ by one pixel, so that all are of about one
+    size and none is larger than asked for.
+
+    Parameters
+    ----------
+    batch, shape, generator, channels
+        As in `random_pixels`.
+    keep
+        Part of the blocks that are measured, above 0 and at most 1; one block at least.
+    block
+        Sides of a block in pixels, ``(*spatial,)``, or one number for all of them.
+
+    Returns
+    -------
+    Tensor
+        Masks, ``(batch, channels, *spatial)``.
+    """
+    grid = [math.ceil(full / side) for side, full in zip(_sides(block, shape, 1, "block"), shape, strict=True)]
+    count = _kept(keep, math.prod(grid), "blocks")
+    mask = _draw(batch * channels, torch.ones(*grid), torch.zeros(*grid), count, generator)
+    for axis, (blocks, full) in enumerate(zip(grid, shape, strict=True), start=1):
+        mask = mask.index_select(axis, torch.arange(full) * blocks // full)
+    return mask.reshape(batch, channels, *shape)
 
 
 def acceleration(mask: Tensor, shape: Sequence[int]) -> Tensor:
@@ -289,20 +513,50 @@ def acceleration(mask: Tensor, shape: Sequence[int]) -> Tensor:
     return 1 / mask.to(torch.float64).flatten(1).mean(1)
 
 
+def _partial(
+    batch: int, shape: Sequence[int], acceleration: float, calibration: int, generator: torch.Generator
+) -> Tensor:
+    _count(shape[-1:], acceleration, calibration)
+    if acceleration >= 2:
+        raise DataError(f"partial Fourier acquires more than half: acceleration must be below 2, got {acceleration}")
+    return partial_fourier(batch, shape, 1 / acceleration, generator, calibration)
+
+
 def _pixels(
     batch: int, shape: Sequence[int], acceleration: float, calibration: int, generator: torch.Generator
 ) -> Tensor:
     return _points(batch, torch.ones(*shape), acceleration, calibration, generator)
 
 
+def _bernoulli(
+    batch: int, shape: Sequence[int], acceleration: float, calibration: int, generator: torch.Generator
+) -> Tensor:
+    _check_anywhere(shape, acceleration, calibration)
+    return bernoulli_pixels(batch, shape, 1 / acceleration, generator)
+
+
 def _boxes(
     batch: int, shape: Sequence[int], acceleration: float, calibration: int, generator: torch.Generator
 ) -> Tensor:
-    if calibration:
-        raise DataError(f"a missing box may lie anywhere: calibration must be 0, got {calibration}")
-    _count(shape, acceleration, 0)
-    part = (1 - 1 / acceleration) ** (1 / len(shape))
-    return random_boxes(batch, shape, [round(part * full) for full in shape], generator)
+    _check_anywhere(shape, acceleration, calibration)
+    sides = _box(shape, 1 - 1 / acceleration)
+    if sides == list(shape):
+        raise DataError(f"acceleration {acceleration} leaves nothing of {tuple(shape)} pixels outside the box")
+    return random_boxes(batch, shape, sides, generator)
+
+
+def _patch(
+    batch: int, shape: Sequence[int], acceleration: float, calibration: int, generator: torch.Generator
+) -> Tensor:
+    _check_anywhere(shape, acceleration, calibration)
+    return 1 - random_boxes(batch, shape, _box(shape, 1 / acceleration), generator)
+
+
+def _blocks(
+    batch: int, shape: Sequence[int], acceleration: float, calibration: int, generator: torch.Generator
+) -> Tensor:
+    _check_anywhere(shape, acceleration, calibration)
+    return random_blocks(batch, shape, 1 / acceleration, math.ceil(min(shape) / 8), generator)
 
 
 PATTERNS: Mapping[str, Pattern] = MappingProxyType(
@@ -310,10 +564,16 @@ PATTERNS: Mapping[str, Pattern] = MappingProxyType(
         "random-lines": random_lines,
         "variable-density-lines": variable_density_lines,
         "equispaced-lines": equispaced_lines,
-        "random-pixels": _pixels,
+        "partial-fourier": _partial,
+        "random-points": random_points,
+        "variable-density-points": variable_density_points,
         "gaussian-points": gaussian_points,
         "poisson-disc": poisson_disc,
+        "random-pixels": _pixels,
+        "bernoulli-pixels": _bernoulli,
         "boxes": _boxes,
+        "patch": _patch,
+        "blocks": _blocks,
     }
 )
 """Patterns by name, all called as ``pattern(batch, shape, acceleration, calibration, generator)``."""
@@ -325,12 +585,53 @@ def _count(shape: Sequence[int], acceleration: float, calibration: int) -> int:
     if not 1 <= acceleration <= size:
         raise DataError(f"acceleration must be between 1 and the number of samples, {size}, got {acceleration}")
     count = round(size / acceleration)
+    _check_calibration(shape, count, calibration, f"acceleration {acceleration}")
+    return count
+
+
+def _kept(keep: float, size: int, what: str) -> int:
+    """How many of ``size`` are kept, which must be one at least."""
+    if not 0 < keep <= 1 or round(keep * size) == 0:
+        raise DataError(f"keep must be at most 1 and leave one of {size} {what} at least, got {keep}")
+    return round(keep * size)
+
+
+def _check_calibration(shape: Sequence[int], count: int, calibration: int, because: str) -> None:
     if not 0 <= calibration <= min(shape) or calibration ** len(shape) > count * (calibration > 0):
         raise DataError(
-            f"acceleration {acceleration} leaves {count} of {size} samples, which cannot hold a calibration of "
+            f"{because} leaves {count} of {math.prod(shape)} samples, which cannot hold a calibration of "
             f"{' x '.join([str(calibration)] * len(shape))}"
         )
-    return count
+
+
+def _check_anywhere(shape: Sequence[int], acceleration: float, calibration: int) -> None:
+    if calibration:
+        raise DataError(f"this pattern may lose any pixel: calibration must be 0, got {calibration}")
+    _count(shape, acceleration, 0)
+
+
+def _sides(size: int | Sequence[int], shape: Sequence[int], least: int, name: str) -> list[int]:
+    sides = [size] * len(shape) if isinstance(size, int) else list(size)
+    if len(sides) != len(shape) or any(not least <= side <= full for side, full in zip(sides, shape, strict=True)):
+        raise DataError(f"{name} must be sides from {least} to those of an image of shape {tuple(shape)}, got {size}")
+    return sides
+
+
+def _box(shape: Sequence[int], part: float) -> list[int]:
+    """Sides of a box that covers about this part of the image, one pixel at least unless it is none."""
+    sides = [part ** (1 / len(shape)) * full for full in shape]
+    return [max(round(side), part > 0) for side in sides]
+
+
+def _last(shape: Sequence[int], axes: int) -> tuple[int, ...]:
+    if axes < 1:
+        raise DataError(f"axes must be 1 or more, got {axes}")
+    return tuple(shape[-axes:])
+
+
+def _in_plane(mask: Tensor, shape: Sequence[int]) -> Tensor:
+    """Add an axis of size one for each that is read out in full."""
+    return mask.reshape(len(mask), *[1] * (len(shape) + 2 - mask.ndim), *mask.shape[1:])
 
 
 def _offsets(size: int) -> Tensor:
@@ -345,10 +646,57 @@ def _centre(shape: Sequence[int], width: int) -> Tensor:
     return region
 
 
+def _polynomial(shape: Sequence[int], power: float) -> Tensor:
+    """Weights that fall from one in the centre to nearly zero in the corners, as a power of the distance."""
+    if not 0 <= power < math.inf:
+        raise DataError(f"power must be 0 or more, got {power}")
+    square = torch.zeros((), dtype=torch.float64)
+    for size in shape:  # below one at the edge, so that every point can be drawn
+        square = square[..., None] + (_offsets(size) / (size // 2 + 1)) ** 2
+    weight: Tensor = (1 - (square / len(shape)).sqrt()) ** power
+    return weight
+
+
+def _acquired(
+    batch: int, size: int, partial: float, calibration: int, count: int, generator: torch.Generator
+) -> Tensor:
+    """Lines of partial Fourier, which must be ``count`` at least: ``(batch, size)``, or ``(1, size)`` for all lines."""
+    acquired = _acquired_count(size, partial, calibration)
+    if count > acquired:
+        raise DataError(f"partial {partial} acquires {acquired} of {size} lines, the acceleration asks for {count}")
+    if acquired == size:
+        return torch.ones(1, size)
+    return _all_but_one_end(size, acquired, torch.randint(2, (batch, 1), generator=generator) == 1)
+
+
+def _acquired_count(size: int, partial: float, calibration: int) -> int:
+    """How many lines partial Fourier acquires, which must hold the centre whichever end they lack."""
+    if not 0.5 < partial <= 1:
+        raise DataError(f"partial must be above 1/2 and at most 1, got {partial}")
+    if not 0 <= calibration <= size:
+        raise DataError(f"calibration must be between 0 and {size} lines, got {calibration}")
+    count = round(partial * size)
+    start = size // 2 - calibration // 2
+    if count < max(start + max(calibration, 1), size - start):
+        raise DataError(
+            f"partial {partial} acquires {count} of {size} lines, which cannot hold a calibration of {calibration}"
+        )
+    return count
+
+
+def _all_but_one_end(size: int, count: int, high: Tensor) -> Tensor:
+    """Ones for the first ``count`` of ``size`` lines where ``high`` is true, and else for the last ones."""
+    position = torch.arange(size)
+    return torch.where(high, position < count, position >= size - count).float()
+
+
 def _draw(batch: int, weight: Tensor, always: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draw ``count`` entries without replacement by weight, those of ``always`` first: ``(batch, *weight.shape)``."""
-    weight = weight.to(torch.float64).flatten()
-    uniform = torch.rand(batch, len(weight), generator=generator, dtype=torch.float64)
+    """Draw ``count`` entries without replacement, those of ``always`` first: ``(batch, *always.shape)``.
+
+    Weights are ``always.shape``, or that for every scan; entries of weight zero are drawn after all others.
+    """
+    weight = weight.to(torch.float64).reshape(-1, always.numel())
+    uniform = torch.rand(batch, always.numel(), generator=generator, dtype=torch.float64)
     # in logarithms, so that weights of a far tail neither underflow nor tie
     key = (-uniform.log()).log() - weight.log()
     key[:, always.flatten() == 1] = -math.inf

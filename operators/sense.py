@@ -12,8 +12,9 @@ Coils are streamed: no temporary holds all of them, which is what makes large ba
 which the mask does not depend, :math:`F^H F` cancels, and the gram operator transforms the sampled axes alone.
 """
 
+import math
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -31,8 +32,9 @@ from ambient_sci.operators.fourier import (
     uncentred,
 )
 from ambient_sci.operators.mask import as_mask, drop
+from ambient_sci.operators.parallel import own, share
 
-__all__ = ["Sense"]
+__all__ = ["Sense", "combine", "joined", "seen"]
 
 
 class Sense(LinearOperator):
@@ -113,34 +115,42 @@ class Sense(LinearOperator):
 
     def _forward(self, x: Tensor) -> Tensor:
         y = x.new_empty(x.shape[0], self.coils, *self.shape)
-        phased = x * self._phase
-        for coil in range(self.coils):
-            kspace = torch.fft.fftn(self._seen(phased, coil), dim=self._axes, norm="ortho")
-            torch.mul(kspace, _coil(self._post, coil), out=y[:, coil : coil + 1])
+        phase, every = self._phase, self._post
+
+        def work(x: Tensor, scans: slice, coils: range) -> None:
+            phased, maps, post = x * phase, own(self._sets, scans), own(every, scans)
+            for coil in coils:
+                kspace = torch.fft.fftn(seen(phased, maps[:, :, coil]), dim=self._axes, norm="ortho")
+                torch.mul(kspace, _coil(post, coil), out=y[scans, coil : coil + 1])
+
+        share(work, x, self.coils, math.prod(self.shape))
         return y
 
     def _adjoint(self, y: Tensor) -> Tensor:
-        x = y.new_zeros(y.shape[0], self._sets.shape[1], *self.shape)
-        post = self._post.conj().resolve_conj()
-        for coil in range(self.coils):
-            kspace = y[:, coil : coil + 1] * _coil(post, coil)
-            self._combine(x, torch.fft.ifftn(kspace, dim=self._axes, norm="ortho"), coil)
-        return x.conj_physical_().mul_(self._phase.conj())
+        phase, every = self._phase.conj(), self._post.conj()
+
+        def work(y: Tensor, scans: slice, coils: range) -> Tensor:
+            maps, post = own(self._sets, scans), own(every, scans).resolve_conj()
+            total = y.new_zeros(len(y), maps.shape[1], *self.shape)
+            for coil in coils:
+                kspace = y[:, coil : coil + 1] * _coil(post, coil)
+                combine(total, torch.fft.ifftn(kspace, dim=self._axes, norm="ortho"), maps[:, :, coil])
+            return total.conj_physical_().mul_(phase)
+
+        return joined(share(work, y, self.coils, math.prod(self.shape)))
 
     def _gram(self, x: Tensor) -> Tensor:
-        result = torch.zeros_like(x)
-        for coil in range(self.coils):
-            self._combine(result, filtered(self._seen(x, coil), _coil(self._filter, coil)), coil)
-        return result.conj_physical_()
+        every = self._filter
 
-    def _seen(self, x: Tensor, coil: int) -> Tensor:
-        """Multiply the image by the maps of one coil, ``(batch, 1, *spatial)``."""
-        maps = self._sets[:, :, coil]
-        return x * maps if maps.shape[1] == 1 else (x * maps).sum(1, keepdim=True)
+        def work(x: Tensor, scans: slice, coils: range) -> Tensor:
+            maps, mask = own(self._sets, scans), own(every, scans)
+            total = torch.zeros_like(x)
+            for coil in coils:
+                one = maps[:, :, coil]
+                combine(total, filtered(seen(x, one), _coil(mask, coil)), one)
+            return total.conj_physical_()
 
-    def _combine(self, total: Tensor, seen: Tensor, coil: int) -> None:
-        """Add one coil to the conjugate of the combined image: that of ``seen`` costs less than that of maps."""
-        total.addcmul_(seen.conj_physical_(), self._sets[:, :, coil])
+        return joined(share(work, x, self.coils, math.prod(self.shape)))
 
     def _check_image(self, x: Tensor) -> None:
         if tuple(x.shape[1:]) != (self._sets.shape[1], *self.shape) or not x.is_complex():
@@ -177,3 +187,19 @@ class Sense(LinearOperator):
 
 def _coil(tensor: Tensor, coil: int) -> Tensor:
     return tensor[:, coil : coil + 1] if tensor.shape[1] > 1 else tensor
+
+
+def seen(x: Tensor, maps: Tensor) -> Tensor:
+    """See images ``(batch, set, *spatial)`` through one coil's maps of that shape: ``(batch, 1, *spatial)``."""
+    return x * maps if maps.shape[1] == 1 else (x * maps).sum(1, keepdim=True)
+
+
+def combine(total: Tensor, seen: Tensor, maps: Tensor) -> None:
+    """Add one coil to the conjugate of the combined image: that of ``seen`` costs less than that of the maps."""
+    total.addcmul_(seen.conj_physical_(), maps)
+
+
+def joined(parts: list[list[Tensor]]) -> Tensor:
+    """Put pieces of scans together, blocks of coils added up."""
+    sums = [reduce(torch.add, blocks) for blocks in parts]
+    return sums[0] if len(sums) == 1 else torch.cat(sums)

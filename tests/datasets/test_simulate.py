@@ -127,7 +127,7 @@ def test_coils_and_phases_are_smooth():
     ("options", "message"),
     [
         ({"operator": "mri"}, "operator must be one of sense, fourier, mask, gaussian, identity, got 'mri'"),
-        ({"pattern": "spiral"}, "pattern must be one of boxes, .* got 'spiral'"),
+        ({"pattern": "spiral"}, "pattern must be one of .*boxes, .* got 'spiral'"),
         ({"noise": -1}, "noise cannot be -1"),
         ({"keep": 0, "operator": "mask"}, "keep cannot be 0"),
         ({"acceleration": 0.5}, "acceleration cannot be 0.5"),

@@ -1,0 +1,88 @@
+"""Sharing the scans and coils of a batch among threads.
+
+A loop over coils is a long chain of small operations. If each of them is a parallel loop of its own, all threads wait
+for each other at its end, some hundred times per call, and a core that is busy with something else holds up the others
+every time. Here each thread takes some scans (or coils, where scans are few) through the whole chain by itself, in
+pieces that stay in its cache, and whoever is free takes the next. Nothing is synchronised but the end.
+"""
+
+import math
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["own", "share"]
+
+T = TypeVar("T")
+
+PIECE = 1 << 16  # pixels of a piece: several complex images of this size fit a core's second-level cache
+
+
+def share(work: Callable[[Tensor, slice, range], T], values: Tensor, coils: int, pixels: int) -> list[list[T]]:
+    """Do the work of all scans and coils, a piece at a time.
+
+    Parameters
+    ----------
+    work
+        Called with the values of some scans, with the slice that they are, and with some coils; in any order, on any
+        thread, and without gradients.
+    values
+        Images or measurements, ``(batch, ...)``; anywhere but on the CPU they are one piece.
+    coils
+        Number of coils.
+    pixels
+        Pixels of one scan's image, by which the size of a piece is chosen.
+
+    Returns
+    -------
+    list
+        Results by piece of scans and, within, by block of coils, in order, so that sums do not depend on luck.
+    """
+    values = values.detach()
+    scans = len(values)
+    if values.device.type != "cpu":
+        return [[work(values, slice(0, scans), range(coils))]]
+    threads = torch.get_num_threads()
+    size = max(1, min(PIECE // pixels, math.ceil(scans / threads)))
+    pieces = [slice(start, min(start + size, scans)) for start in range(0, scans, size)]
+    blocks = 1 if threads == 1 else min(coils, math.ceil(2 * threads / len(pieces)))
+    edges = [coils * block // blocks for block in range(blocks + 1)]
+    tasks = [(piece, range(*edges[block : block + 2])) for piece in pieces for block in range(blocks)]
+
+    def one(task: tuple[slice, range]) -> T:
+        with torch.no_grad():  # which every thread has to say for itself
+            return work(values[task[0]], *task)
+
+    done = list(map(one, tasks) if threads == 1 or len(tasks) == 1 else _pool(threads).map(one, tasks))
+    return [done[start : start + blocks] for start in range(0, len(done), blocks)]
+
+
+def own(parameter: Tensor, scans: slice) -> Tensor:
+    """Parameters of some scans, where one may serve all."""
+    return parameter if len(parameter) == 1 else parameter[scans]
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that compute alone: torch's number of threads belongs to the thread that sets it."""
+
+    def alone() -> None:
+        torch.get_num_threads()  # a new thread takes over the number set last when it first asks
+        torch.set_num_threads(1)
+
+    pool = ThreadPoolExecutor(threads, "ambient-sci", initializer=alone)
+    started = threading.Barrier(threads + 1)
+    for _ in range(threads):
+        pool.submit(started.wait)
+    started.wait()
+    torch.set_num_threads(threads)  # which is what other new threads then take over
+    return pool
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
