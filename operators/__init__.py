@@ -17,7 +17,7 @@ from ambient_sci.operators.gaussian import Gaussian
 from ambient_sci.operators.identity import Identity
 from ambient_sci.operators.mask import Mask
 from ambient_sci.operators.sense import Sense
-from ambient_sci.operators.solve import conjugate_gradient
+from ambient_sci.operators.solve import conjugate_gradient, least_squares, operator_norm
 
 __all__ = [
     "Average",
@@ -37,7 +37,9 @@ __all__ = [
     "conjugate_gradient",
     "from_spec",
     "gaussian_kernel",
+    "least_squares",
     "motion_kernel",
+    "operator_norm",
     "patterns",
     "vstack",
 ]
