@@ -20,7 +20,7 @@ from ambient_sci.operators.interferometer import Interferometer, primary_beam
 from ambient_sci.operators.mask import Mask
 from ambient_sci.operators.nufft import Nufft
 from ambient_sci.operators.sense import Sense
-from ambient_sci.operators.solve import conjugate_gradient
+from ambient_sci.operators.solve import conjugate_gradient, least_squares, operator_norm
 
 __all__ = [
     "Average",
@@ -43,7 +43,9 @@ __all__ = [
     "conjugate_gradient",
     "from_spec",
     "gaussian_kernel",
+    "least_squares",
     "motion_kernel",
+    "operator_norm",
     "patterns",
     "primary_beam",
     "trajectories",
