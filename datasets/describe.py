@@ -51,7 +51,7 @@ def describe(store: Store) -> Description:
     }
     if store.kind == "sense":
         facts["coils"] = measurement.y.shape[1]
-    if store.kind == "gaussian":
+    if store.kind in ("gaussian", "matrix"):
         fraction = fraction * measurement.y.shape[1] / float(np.prod(store.image_shape))
     facts["measured"] = f"{_span(100 * fraction)} % (acceleration {_span(1 / np.maximum(fraction, 1e-9))})"
     noise = measurement.noise_std.flatten(1).mean(1) if measurement.noise_std.ndim > 1 else measurement.noise_std

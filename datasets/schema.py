@@ -11,6 +11,7 @@ fourier    channel, [z,] [y,] x           channel, [z,] [y,] x
 mask       channel, [z,] [y,] x           channel, [z,] [y,] x
 identity   channel, [z,] [y,] x           channel, [z,] [y,] x
 gaussian   row                            channel, [z,] [y,] x
+matrix     row                            channel, [z,] [y,] x
 others     measurement_1, ...             channel, [z,] [y,] x
 =========  =============================  ==========================
 
@@ -94,7 +95,7 @@ def measurement_dims(kind: str, ndim: int) -> list[str]:
         return ["scan", "coil", *spatial_dims(ndim - 2)]
     if kind in ("fourier", "mask", "identity"):
         return image_dims(ndim)
-    if kind == "gaussian":
+    if kind in ("gaussian", "matrix"):
         return ["scan", "row"]
     return ["scan", *(f"measurement_{axis}" for axis in range(1, ndim))]
 

@@ -16,6 +16,7 @@ from ambient_sci.operators.fourier import Fourier
 from ambient_sci.operators.gaussian import Gaussian
 from ambient_sci.operators.identity import Identity
 from ambient_sci.operators.mask import Mask
+from ambient_sci.operators.matrix import Matrix
 from ambient_sci.operators.sense import Sense
 from ambient_sci.operators.solve import conjugate_gradient
 
@@ -28,6 +29,7 @@ __all__ = [
     "Identity",
     "LinearOperator",
     "Mask",
+    "Matrix",
     "OperatorSpec",
     "Scale",
     "Sense",
