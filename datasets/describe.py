@@ -55,7 +55,7 @@ def describe(store: Store) -> Description:
     if isinstance(operator, Nufft):  # readouts against those of a Cartesian scan
         samples = operator.readout if operator.readout > 1 else None
         fraction = fraction / trajectories.acceleration(operator.trajectory, operator.shape, samples)
-    if store.kind == "gaussian":
+    if store.kind in ("gaussian", "matrix"):
         fraction = fraction * measurement.y.shape[1] / float(np.prod(store.image_shape))
     facts["measured"] = f"{_span(100 * fraction)} % (acceleration {_span(1 / np.maximum(fraction, 1e-9))})"
     noise = measurement.noise_std.flatten(1).mean(1) if measurement.noise_std.ndim > 1 else measurement.noise_std

@@ -18,6 +18,7 @@ from ambient_sci.operators.gaussian import Gaussian
 from ambient_sci.operators.identity import Identity
 from ambient_sci.operators.interferometer import Interferometer, primary_beam
 from ambient_sci.operators.mask import Mask
+from ambient_sci.operators.matrix import Matrix
 from ambient_sci.operators.nufft import Nufft
 from ambient_sci.operators.sense import Sense
 from ambient_sci.operators.solve import conjugate_gradient, least_squares, operator_norm
@@ -32,6 +33,7 @@ __all__ = [
     "Interferometer",
     "LinearOperator",
     "Mask",
+    "Matrix",
     "Nufft",
     "OperatorSpec",
     "Scale",
