@@ -1,9 +1,17 @@
 """The benchmarks' commands, at the smallest size: that they run, and print what they say."""
 
+import dataclasses
 import importlib
+import importlib.util
+import json
+import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,3 +43,192 @@ def test_held_out_rows(
     assert benchmark.misfit(m, rows, truth) == pytest.approx(1, abs=0.1)
     assert benchmark.misfit(m, rows, torch.zeros_like(truth)) > 10
     assert min(scores.values()) > 0.8
+
+
+# ------------------------------------------------------------------------------------------------ benchmarks.operators
+
+
+@pytest.fixture
+def operators(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Modules of the benchmark, and its command with the number of threads that the tests have."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the command sets it: put it back afterwards
+    names = ("cases", "libraries", "measure", "operators", "problems")
+    modules = SimpleNamespace(**{name: importlib.import_module(f"benchmarks.{name}") for name in names})
+    threads = str(torch.get_num_threads())
+    modules.run = lambda *arguments: modules.operators.main(["--quick", "--threads", threads, *arguments])
+    return modules
+
+
+def test_operators(operators: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table that is Markdown, a line for each library, and the same numbers as JSON."""
+    operators.run("--case", "sense", "nufft-gram", "trajectories", "--repeats", "1", "--json", str(tmp_path / "o.json"))
+    printed = capsys.readouterr().out
+    assert "sense: 2 scans x 3 coils x 24x32, 8 of 32 columns measured" in printed
+    table = [line for line in printed.splitlines() if line.startswith("|")]
+    assert len({len(line) for line in table}) == 1, "columns are not aligned"
+    assert len({line.count("|") for line in table}) == 1
+    assert set(table[1]) <= set("|-: ")
+
+    rows = json.loads((tmp_path / "o.json").read_text())["rows"]
+    assert len(rows) == len(table) - 2
+    ours = [row for row in rows if row["library"] == "ambient-sci"]
+    assert [row["case"].partition("-")[0] for row in ours] == ["sense"] * 5 + ["nufft"] + ["trajectories"] * 2
+    assert all(row["ratio"] == 1 and row["milliseconds"] > 0 and row["error"] < 1e-3 for row in ours)
+    by_name = {row["library"]: row for row in rows}
+    for name, module in (
+        ("sigpy", "sigpy"),
+        ("finufft by hand", "finufft"),
+        ("deepinv", "deepinv"),
+        ("mrpro", "mrpro"),
+    ):
+        assert by_name[name]["installed"] == (importlib.util.find_spec(module) is not None)
+        assert (by_name[name]["milliseconds"] is not None) == by_name[name]["installed"]
+    verdicts = [verdict["met"] for row in rows for verdict in row["verdicts"]]
+    assert set(verdicts) == {None}, "nothing is judged at this size"
+    assert f"0 met, 0 NOT met, {len(verdicts)} not judged" in printed
+
+
+def test_operators_under_load(operators: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    """A column more, and a target more for the package."""
+    operators.run("--case", "nufft-adjoint", "--repeats", "1", "--load")
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert "| loaded |" in table[0]
+    assert "loaded at most 3: not judged" in table[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--case", "sense-gramm"], "no case 'sense-gramm', but sense-forward"),
+        (["--repeats", "0"], "must be 1 or more"),
+    ],
+)
+def test_operators_refuses(
+    operators: SimpleNamespace, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        operators.run(*arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_library_that_computes_something_else_is_refused(operators: SimpleNamespace) -> None:
+    class Wrong(operators.libraries.AmbientSense):  # type: ignore[name-defined]
+        name = "wrong"
+
+        def forward(self) -> torch.Tensor:
+            return 1.001 * super().forward()
+
+    case = dataclasses.replace(operators.cases.CASES[0], contestants={Wrong: None})
+    with pytest.raises(ArithmeticError, match=r"sense-forward: wrong is off by 1\.0e-03"):
+        operators.cases.run([case], rounds=1, quick=True)
+
+
+def test_targets(operators: SimpleNamespace) -> None:
+    """Each judges the number that it names, on the side that it names."""
+    cases, libraries = operators.cases, operators.libraries
+    found = {case.name: case.contestants for case in cases.CASES}
+
+    def met(case: str, library: type, **numbers: float) -> bool:
+        result: bool = found[case][library].met(cases.Row(case, "", **numbers))
+        return result
+
+    assert met("sense-gram", libraries.DeepinvSense, ratio=10)
+    assert not met("sense-gram", libraries.DeepinvSense, ratio=9.9)
+    assert met("sense-gram", libraries.FourierAlone, ratio=0.67)  # ours takes 1.49 times as long
+    assert not met("sense-gram", libraries.FourierAlone, ratio=0.66)
+    assert not met("sense-gram", libraries.AmbientSense, memory=32)
+    assert met("sense-gram", libraries.AmbientSense, memory=31)
+    assert met("nufft-forward", libraries.FinufftNufft, ratio=0.96)
+    assert not met("nufft-forward", libraries.FinufftNufft, ratio=0.94)
+    assert not met("gaussian-forward", libraries.AmbientGaussian, milliseconds=10)
+    assert not met("gaussian-forward", libraries.AmbientGaussian), "what was not measured is not met"
+
+
+def test_exact_answers(operators: SimpleNamespace) -> None:
+    """Against matrices written down entry by entry."""
+    problem = operators.problems.nufft_problem(2, 3, (4, 5), spokes=3, samples=6)
+    n = np.stack(np.meshgrid(np.arange(4) - 2, np.arange(5) - 2, indexing="ij"), -1).reshape(-1, 2)
+    k = problem.trajectory.double().numpy()
+    transform = np.exp(-1j * np.einsum("bjd,nd->bjn", k, n)) / np.sqrt(20)
+    _check_answers(problem, transform[:, None] * problem.maps.numpy().reshape(2, 3, 1, 20))
+
+    problem = operators.problems.sense_problem(2, 3, (4, 5), acceleration=2)
+    k = 2 * np.pi * n / (4, 5)
+    transform = np.exp(-1j * k @ n.T) / np.sqrt(20)
+    mask = problem.mask.expand(2, 1, 4, 5).numpy().reshape(2, 1, 20, 1)
+    assert mask.sum() == 2 * 4 * 2, "two of five columns in each scan"
+    _check_answers(problem, mask * transform * problem.maps.numpy().reshape(2, 3, 1, 20))
+
+
+def _check_answers(problem, matrices: np.ndarray) -> None:
+    """Matrices ``(batch, coil, rows, pixels)``."""
+    matrices = matrices.reshape(2, -1, 20)
+    x = problem.image.numpy().reshape(2, 20, 1)
+    y = problem.data.numpy().reshape(2, -1, 1)
+    adjoint = matrices.conj().swapaxes(1, 2)
+    want = {
+        "forward": matrices @ x,
+        "adjoint": adjoint @ y,
+        "gram": adjoint @ (matrices @ x),
+        "gradient": 2 * adjoint @ (matrices @ x - y),
+    }
+    for operation, values in want.items():
+        got = problem.answer(operation).numpy()
+        np.testing.assert_allclose(got, values.reshape(got.shape), rtol=1e-10, atol=1e-10)
+    # ten steps are optimal among polynomials in the gram: the residual is orthogonal to what they span
+    z = problem.answer("solve").numpy().reshape(2, 20, 1)
+    vector = x
+    for _ in range(10):
+        residual = x - adjoint @ (matrices @ z)
+        overlap = np.abs(vector.conj().swapaxes(1, 2) @ residual).max()
+        assert overlap < 1e-7 * np.linalg.norm(vector) * np.linalg.norm(x)
+        vector = adjoint @ (matrices @ vector)
+
+
+def test_turns(operators: SimpleNamespace) -> None:
+    """Each has its turn in every round, after a call that is not timed, and each is first once."""
+    calls: list[str] = []
+    functions = [lambda name=name: (calls.append(name), time.sleep(0.005 * (1 + "abc".index(name)))) for name in "abc"]
+    timings = operators.measure.take_turns(functions, rounds=3, device="cpu")
+    assert "".join(calls) == "aabbcc" + "bbccaa" + "ccaabb"
+    assert all(len(timing.rounds) == 3 for timing in timings)
+    assert 1.5 < timings[2].relative_to(timings[0]) < 6
+
+    Timing = operators.measure.Timing
+    # a machine that is three times slower in one round changes the median of the times, and not that of the ratios
+    assert Timing((2.0, 6.0, 2.0)).relative_to(Timing((1.0, 3.0, 1.0))) == 2
+    assert Timing((1.0, 5.0, 2.0)).seconds == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak of memory")
+def test_peak_memory(operators: SimpleNamespace) -> None:
+    """The most at a time: what is freed before counts once, and what is kept from the first call does not count."""
+    kept: list[torch.Tensor] = []
+
+    def function() -> torch.Tensor:
+        if not kept:
+            kept.append(torch.ones(16 * 2**18))
+        for _ in range(2):
+            torch.ones(24 * 2**18)
+        return torch.ones(8 * 2**18)
+
+    assert operators.measure.peak_memory(function, "cpu") == pytest.approx(24, abs=2)
+
+
+def test_busy_core_ends(operators: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process computes while it is wanted, and is gone afterwards, whatever happens."""
+    started: list[subprocess.Popen[bytes]] = []
+    start = subprocess.Popen
+
+    def remember(*arguments: Any, **options: Any) -> Any:
+        started.append(start(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", remember)
+    context = operators.measure.busy_core()
+    context.__enter__()
+    assert started[0].poll() is None
+    assert not context.__exit__(KeyError, KeyError(), None), "errors pass"
+    assert started[0].poll() is not None
