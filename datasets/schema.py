@@ -3,10 +3,7 @@ r"""Schema of a store: the names, dimensions and units of everything in it.
 A store is one Zarr v3 folder or one HDF5 file with the same names in both, which xarray opens as it is. ``*`` stands
 for the dimensions of one measurement, which are
 
-    if kind == "nufft":
-        return ["scan", "coil", "sample"]
-    if kind == "interferometer":
-        return ["scan", "visibility"]
+==============  =============================  ==========================
 operator        dimensions of one measurement  dimensions of one image
 ==============  =============================  ==========================
 sense           coil, [z,] [y,] x              channel, [z,] [y,] x
@@ -16,20 +13,9 @@ identity        channel, [z,] [y,] x           channel, [z,] [y,] x
 nufft           coil, sample                   channel, [z,] [y,] x
 interferometer  visibility                     channel, y, x
 gaussian        row                            channel, [z,] [y,] x
+matrix          row                            channel, [z,] [y,] x
 others          measurement_1, ...             channel, [z,] [y,] x
 ==============  =============================  ==========================
-=======
-=========  =============================  ==========================
-operator   dimensions of one measurement  dimensions of one image
-=========  =============================  ==========================
-sense      coil, [z,] [y,] x              channel, [z,] [y,] x
-fourier    channel, [z,] [y,] x           channel, [z,] [y,] x
-mask       channel, [z,] [y,] x           channel, [z,] [y,] x
-identity   channel, [z,] [y,] x           channel, [z,] [y,] x
-gaussian   row                            channel, [z,] [y,] x
-matrix     row                            channel, [z,] [y,] x
-others     measurement_1, ...             channel, [z,] [y,] x
-=========  =============================  ==========================
 
 Arrays of the root group:
 
