@@ -103,6 +103,7 @@ def demo(
 @app.command(
     epilog=examples(
         "ambient-sci simulate brains.npy scans.zarr --acceleration 4 --noise 0.03",
+        "ambient-sci simulate brains.npy radial.zarr --operator nufft --pattern golden-angle",
         "ambient-sci simulate photos/ pixels.zarr --operator mask --keep 0.3 --size 64",
         "ambient-sci simulate head.nii.gz scans.h5 --axis 2 --size 128 --no-references",
     )
@@ -110,13 +111,14 @@ def demo(
 def simulate(
     images: Annotated[Path, typer.Argument(help="npy, npz, PNG file or folder, NIfTI")],
     store: Annotated[Path, typer.Argument(help="store to write: a folder, or a file ending in .h5")],
-    operator: Annotated[str, typer.Option(help="sense, fourier, mask, gaussian, identity")] = "sense",
+    operator: Annotated[str, typer.Option(help="sense, fourier, nufft, mask, gaussian, identity")] = "sense",
     pattern: Annotated[
-        Optional[str], typer.Option(help="sampling pattern; random-lines, or random-pixels for mask")  # noqa: UP045
+        Optional[str],  # noqa: UP045
+        typer.Option(help="sampling pattern; random-lines, or golden-angle for nufft, random-pixels for mask"),
     ] = None,
     acceleration: Annotated[float, typer.Option(help="samples over measured samples (k-space, gaussian)")] = 4.0,
     calibration: Annotated[int, typer.Option(help="width of the fully measured centre of k-space")] = 6,
-    coils: Annotated[int, typer.Option(help="receive coils (sense)")] = 8,
+    coils: Annotated[int, typer.Option(help="receive coils (sense, nufft)")] = 8,
     noise: Annotated[float, typer.Option(help="noise per real component, relative to images of unit range")] = 0.03,
     keep: Annotated[float, typer.Option(help="fraction of pixels kept (mask)")] = 0.5,
     size: Annotated[Optional[int], typer.Option(help="bring images to this many pixels a side")] = None,  # noqa: UP045

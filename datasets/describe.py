@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ambient_sci.datasets.store import Store
+from ambient_sci.operators import Nufft, trajectories
 
 __all__ = ["Description", "describe"]
 
@@ -49,9 +50,12 @@ def describe(store: Store) -> Description:
         "operator": store.kind + "".join(f", {name} {value}" for name, value in settings.items() if name != "shape"),
         "measurement": " × ".join(map(str, measurement.y.shape[1:])),
     }
-    if store.kind == "sense":
+    if store.kind in ("sense", "nufft"):
         facts["coils"] = measurement.y.shape[1]
-    if store.kind == "gaussian":
+    if isinstance(operator, Nufft):  # readouts against those of a Cartesian scan
+        samples = operator.readout if operator.readout > 1 else None
+        fraction = fraction / trajectories.acceleration(operator.trajectory, operator.shape, samples)
+    if store.kind in ("gaussian", "matrix"):
         fraction = fraction * measurement.y.shape[1] / float(np.prod(store.image_shape))
     facts["measured"] = f"{_span(100 * fraction)} % (acceleration {_span(1 / np.maximum(fraction, 1e-9))})"
     noise = measurement.noise_std.flatten(1).mean(1) if measurement.noise_std.ndim > 1 else measurement.noise_std

@@ -3,16 +3,19 @@ r"""Schema of a store: the names, dimensions and units of everything in it.
 A store is one Zarr v3 folder or one HDF5 file with the same names in both, which xarray opens as it is. ``*`` stands
 for the dimensions of one measurement, which are
 
-=========  =============================  ==========================
-operator   dimensions of one measurement  dimensions of one image
-=========  =============================  ==========================
-sense      coil, [z,] [y,] x              channel, [z,] [y,] x
-fourier    channel, [z,] [y,] x           channel, [z,] [y,] x
-mask       channel, [z,] [y,] x           channel, [z,] [y,] x
-identity   channel, [z,] [y,] x           channel, [z,] [y,] x
-gaussian   row                            channel, [z,] [y,] x
-others     measurement_1, ...             channel, [z,] [y,] x
-=========  =============================  ==========================
+==============  =============================  ==========================
+operator        dimensions of one measurement  dimensions of one image
+==============  =============================  ==========================
+sense           coil, [z,] [y,] x              channel, [z,] [y,] x
+fourier         channel, [z,] [y,] x           channel, [z,] [y,] x
+mask            channel, [z,] [y,] x           channel, [z,] [y,] x
+identity        channel, [z,] [y,] x           channel, [z,] [y,] x
+nufft           coil, sample                   channel, [z,] [y,] x
+interferometer  visibility                     channel, y, x
+gaussian        row                            channel, [z,] [y,] x
+matrix          row                            channel, [z,] [y,] x
+others          measurement_1, ...             channel, [z,] [y,] x
+==============  =============================  ==========================
 
 Arrays of the root group:
 
@@ -65,7 +68,7 @@ SCHEMA = "ambient-sci"
 SCHEMA_VERSION = 1
 REFERENCE = "reference/image"
 REQUIRED = ("measurement", "noise_std", "scale", "scan")
-RESERVED = (*REQUIRED, "reference", "channel", "coil", "row", "z", "y", "x")
+RESERVED = (*REQUIRED, "reference", "channel", "coil", "row", "sample", "visibility", "z", "y", "x")
 
 _LONG_NAMES = {
     "measurement": "measured values, zeros where nothing was measured",
@@ -76,6 +79,7 @@ _LONG_NAMES = {
     REFERENCE: "image that was measured in a simulation",
 }
 _SPATIAL = ("z", "y", "x")
+_FLAT = ("sample", "visibility", "row")  # axes of values that are on no grid
 
 
 def spatial_dims(ndim: int) -> list[str]:
@@ -94,7 +98,11 @@ def measurement_dims(kind: str, ndim: int) -> list[str]:
         return ["scan", "coil", *spatial_dims(ndim - 2)]
     if kind in ("fourier", "mask", "identity"):
         return image_dims(ndim)
-    if kind == "gaussian":
+    if kind == "nufft":
+        return ["scan", "coil", "sample"]
+    if kind == "interferometer":
+        return ["scan", "visibility"]
+    if kind in ("gaussian", "matrix"):
         return ["scan", "row"]
     return ["scan", *(f"measurement_{axis}" for axis in range(1, ndim))]
 
@@ -118,6 +126,8 @@ def layout(name: str, shape: Sequence[int], dims: Sequence[str], sizes: Sequence
     for axis, size in enumerate(shape[1:], start=1):
         if alike and size == sizes[axis]:
             result.append(dims[axis])
+        elif axis == 1 and dims[-1] in _FLAT and size == sizes[-1]:
+            result.append(dims[-1])  # trajectories and weights go with samples, whatever the coil
         else:
             result.append("1" if size == 1 else f"{name}_{axis}")
     return result

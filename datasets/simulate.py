@@ -7,6 +7,7 @@ Every scan :math:`i` has its own operator (sampling pattern, coil maps), phase a
 again. That is all that training will ever see of it, as with a real scanner.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,24 @@ from ambient_sci.datasets.store import Store, open_store
 from ambient_sci.datasets.writer import StoreWriter
 from ambient_sci.errors import ConfigError, DataError
 from ambient_sci.measurement import Measurement, collate_measurements, randn_like
-from ambient_sci.operators import Fourier, Gaussian, Identity, LinearOperator, Mask, Sense
+from ambient_sci.operators import (
+    Fourier,
+    Gaussian,
+    Identity,
+    LinearOperator,
+    Mask,
+    Nufft,
+    Sense,
+    conjugate_gradient,
+)
 from ambient_sci.operators.patterns import PATTERNS
+from ambient_sci.operators.trajectories import TRAJECTORIES
 from ambient_sci.seeding import stream
 
 __all__ = ["OPERATORS", "estimate_scale", "simulate"]
 
-OPERATORS = ("sense", "fourier", "mask", "gaussian", "identity")
+OPERATORS = ("sense", "fourier", "nufft", "mask", "gaussian", "identity")
+_KSPACE = ("sense", "fourier", "nufft")
 _PHASE, _OPERATOR, _NOISE = 0x51, 0x52, 0x53  # purposes of a scan's streams
 _BATCH = 16
 
@@ -62,15 +74,18 @@ def simulate(
     path
         The store to write: a Zarr folder, or an HDF5 file where it ends in ``.h5``.
     operator
-        ``"sense"`` (several coils), ``"fourier"`` (one), ``"mask"`` (missing pixels), ``"gaussian"`` (random
-        projections) or ``"identity"`` (noise alone).
+        ``"sense"`` (several coils), ``"fourier"`` (one), ``"nufft"`` (several coils, off the grid), ``"mask"``
+        (missing pixels), ``"gaussian"`` (random projections) or ``"identity"`` (noise alone).
     pattern
         Sampling pattern by its name in `ambient_sci.operators.patterns.PATTERNS`; by default ``"random-lines"`` in
-        k-space and ``"random-pixels"`` for ``"mask"``.
+        k-space and ``"random-pixels"`` for ``"mask"``. For ``"nufft"`` a trajectory by its name in
+        `ambient_sci.operators.trajectories.TRAJECTORIES`, by default ``"golden-angle"``, whose readouts have two
+        samples for every pixel of the widest axis.
     acceleration, calibration
-        Of the pattern in k-space: samples divided by measured samples, and width of the fully measured centre.
+        Of the pattern in k-space: samples divided by measured samples (off the grid, Cartesian readouts divided by
+        readouts), and width of the fully measured centre.
     coils
-        Number of simulated receive coils, for ``"sense"``.
+        Number of simulated receive coils, for ``"sense"`` and ``"nufft"``.
     noise
         Standard deviation of each real component of the measurement, relative to an image of unit range.
     keep
@@ -116,9 +131,10 @@ def simulate(
     _check_images(values)
     if operator not in OPERATORS:
         raise ConfigError(f"operator must be one of {', '.join(OPERATORS)}, got {operator!r}")
-    pattern = pattern or ("random-pixels" if operator == "mask" else "random-lines")
-    if pattern not in PATTERNS:
-        raise ConfigError(f"pattern must be one of {', '.join(sorted(PATTERNS))}, got {pattern!r}")
+    pattern = pattern or {"mask": "random-pixels", "nufft": "golden-angle"}.get(operator, "random-lines")
+    known = TRAJECTORIES if operator == "nufft" else PATTERNS
+    if pattern not in known:
+        raise ConfigError(f"pattern must be one of {', '.join(sorted(known))}, got {pattern!r}")
     for name, value, good in (
         ("noise", noise, noise >= 0 and np.isfinite(noise)),
         ("keep", keep, 0 < keep <= 1),
@@ -146,6 +162,11 @@ def simulate(
             return Gaussian(n_measurements, (1, *spatial), torch.randint(2**62, (1,), generator=generator))
         if operator == "mask":
             return Mask(PATTERNS[pattern](1, spatial, 1 / keep, 0, generator).expand(1, 1, *spatial).contiguous())
+        if operator == "nufft":
+            samples = 2 * max(spatial)
+            readouts = max(1, round(math.prod(spatial) / max(spatial) / acceleration))
+            points = TRAJECTORIES[pattern](1, spatial, readouts, samples, generator)
+            return Nufft(points, spatial, coil_maps(coils, spatial, generator)[None], readout=samples)
         mask = PATTERNS[pattern](1, spatial, acceleration, calibration, generator)
         if operator == "fourier":
             return Fourier(mask, spatial, calibration)
@@ -153,7 +174,7 @@ def simulate(
 
     def measure(scan: int) -> tuple[Measurement, Tensor]:
         x = torch.from_numpy(np.ascontiguousarray(values[scan]))[None, None]
-        if operator in ("sense", "fourier") and not x.is_complex():
+        if operator in _KSPACE and not x.is_complex():
             turned = (
                 smooth_phase(spatial, stream(seed, scan, _PHASE)) if phase else torch.ones((), dtype=torch.complex64)
             )
@@ -166,9 +187,11 @@ def simulate(
         return Measurement(y, A, noise, scale=estimate_scale(scan_)), x
 
     settings: dict[str, Any] = {"operator": operator, "noise": noise, "seed": seed}
+    if operator in _KSPACE:
+        settings |= {"pattern": pattern, "acceleration": acceleration, "phase": phase}
     if operator in ("sense", "fourier"):
-        settings |= {"pattern": pattern, "acceleration": acceleration, "calibration": calibration, "phase": phase}
-    if operator == "sense":
+        settings["calibration"] = calibration
+    if operator in ("sense", "nufft"):
         settings["coils"] = coils
     elif operator == "mask":
         settings |= {"pattern": pattern, "keep": keep}
@@ -195,13 +218,18 @@ def estimate_scale(measurement: Measurement) -> Tensor:
     Returns
     -------
     Tensor
-        ``(batch,)``. For k-space (``"fourier"``, ``"sense"``) the 99th percentile of the magnitude of the zero-filled
-        image :math:`A^H y`, which the few brightest pixels do not move; one for kinds whose measurements are pixels or
-        projections in the units of the image already.
+        ``(batch,)``. For k-space the 99th percentile of the magnitude of a plain reconstruction, which the few
+        brightest pixels do not move: zero-filled on the grid (``"fourier"``, ``"sense"``), and five conjugate
+        gradient iterations off it (``"nufft"``, ``"interferometer"``), where samples are not equally dense. One for
+        kinds whose measurements are pixels or projections in the units of the image already.
     """
-    if measurement.operator.kind not in ("fourier", "sense"):
+    A = measurement.operator
+    if A.kind in ("nufft", "interferometer"):
+        image = conjugate_gradient(A.gram, A.adjoint(measurement.y), iterations=5).abs().flatten(1)
+    elif A.kind in ("fourier", "sense"):
+        image = A.adjoint(measurement.y).abs().flatten(1)
+    else:
         return torch.ones(len(measurement))
-    image = measurement.operator.adjoint(measurement.y).abs().flatten(1)
     scale = (
         image.quantile(0.99, dim=1) if image.shape[1] < 1 << 24 else image.kthvalue(image.shape[1] * 99 // 100).values
     )

@@ -18,9 +18,10 @@ from ambient_sci.operators.gaussian import Gaussian
 from ambient_sci.operators.identity import Identity
 from ambient_sci.operators.interferometer import Interferometer, primary_beam
 from ambient_sci.operators.mask import Mask
+from ambient_sci.operators.matrix import Matrix
 from ambient_sci.operators.nufft import Nufft
 from ambient_sci.operators.sense import Sense
-from ambient_sci.operators.solve import conjugate_gradient
+from ambient_sci.operators.solve import conjugate_gradient, least_squares, operator_norm
 
 __all__ = [
     "Average",
@@ -32,6 +33,7 @@ __all__ = [
     "Interferometer",
     "LinearOperator",
     "Mask",
+    "Matrix",
     "Nufft",
     "OperatorSpec",
     "Scale",
@@ -43,7 +45,9 @@ __all__ = [
     "conjugate_gradient",
     "from_spec",
     "gaussian_kernel",
+    "least_squares",
     "motion_kernel",
+    "operator_norm",
     "patterns",
     "primary_beam",
     "trajectories",

@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Self, SupportsIndex
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from ambient_sci import registry
 from ambient_sci.errors import DataError
@@ -288,8 +289,33 @@ class _Apply(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         return _apply(tangents[0], ctx.operator, ctx.map, ctx.transpose)
 
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, operator: LinearOperator, apply: str, adjoint: str) -> Any:
+        x = x.movedim(in_dims[0], 0)
+        if operator.batch == 1:
+            return _apply(x.flatten(0, 1), operator, apply, adjoint).unflatten(0, x.shape[:2]), 0
+        # not one batch of scans repeated, which would hold (and, for a seed, make) every parameter that many times
+        return torch.stack([_apply(one, operator, apply, adjoint) for one in x]), 0
 
-_apply: Callable[[Tensor, LinearOperator, str, str], Tensor] = _Apply.apply  # typed, as torch's is not
+
+def _apply(x: Tensor, operator: LinearOperator, apply: str, adjoint: str) -> Tensor:
+    for name, value in operator.parameters.items():
+        if _varies(value):  # the derivative would be zero, silently
+            raise DataError(
+                f"operators have derivatives in images and measurements, not in parameters: detach {name}, "
+                "and in place of a vmap over parameters give one operator a batch of them"
+            )
+    function: Callable[..., Tensor] = _Apply.apply  # typed, as torch's is not
+    return function(x, operator, apply, adjoint)
+
+
+def _varies(value: Tensor) -> bool:
+    """Whether a tensor is being differentiated in either mode, or mapped over by ``torch.func.vmap``."""
+    if value.requires_grad and torch.is_grad_enabled():
+        return True
+    if torch.compiler.is_compiling():  # which cannot ask for more
+        return False
+    return unpack_dual(value).tangent is not None or torch.func.debug_unwrap(value).ndim != value.ndim
 
 
 def collate(operators: Sequence[LinearOperator]) -> LinearOperator:

@@ -1,30 +1,56 @@
-r"""Conjugate gradients, batched.
+r"""Iterative solvers, batched: conjugate gradients, least squares, and the norm of an operator.
 
-Solves :math:`Q_b x_b = r_b` for every scan of a batch with a Hermitian positive definite :math:`Q` given as a function
-(Hestenes and Stiefel 1952). Each scan has its own step sizes and stops by itself; nothing is copied to the host.
+.. math:: Q_b x_b = r_b, \qquad
+          \min_{x_b} \|A_b x_b - y_b\|^2 + \delta^2 \|x_b\|^2, \qquad
+          \|A_b\| = \max_{\|x\| = 1} \|A_b x\|
+
+for every scan of a batch: `conjugate_gradient` (Hestenes and Stiefel 1952, J. Res. NBS 49:409) with a Hermitian
+positive definite :math:`Q` given as a function, `least_squares` (LSQR; Paige and Saunders 1982, ACM TOMS 8:43) with any
+operator, well or badly conditioned, and `operator_norm` by power iteration. Each scan has its own step sizes and stops
+by itself, and no iteration waits for the device: a scan that has stopped takes steps of zero.
+
+All inner products are real parts, :math:`\mathrm{Re}\,\langle a, b \rangle`. A Hermitian system is a real symmetric one
+of twice the size, so that this changes nothing for complex images; and it is right for operators that measure real
+images in complex numbers.
+
+Solutions have derivatives. Those of `conjugate_gradient` go through the iterations or, with ``implicit=True``, are
+those of the solution itself: from :math:`Q x = r` follows
+
+.. math:: \mathrm d x = Q^{-1} (\mathrm d r - \mathrm d Q \, x),
+
+one more solve whatever the number of iterations, and no memory of them. The solution of least squares is linear in
+``y``, and its adjoint is the solution of least squares with :math:`A^H`.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["conjugate_gradient", "dot"]
+from ambient_sci.errors import DataError
+from ambient_sci.operators.base import LinearOperator, _apply
+
+__all__ = ["conjugate_gradient", "dot", "least_squares", "operator_norm"]
+
+Map = Callable[[Tensor], Tensor]
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Real part of the inner product per scan, shaped ``(batch, 1, ...)`` to scale the batch with."""
-    axes = tuple(range(1, a.ndim))
-    product = a.real * b.real + a.imag * b.imag if a.is_complex() else a * b
-    return product.sum(axes, keepdim=True)
+    product = _as_real(a) * _as_real(b)
+    return product.flatten(1).sum(1).reshape(-1, *[1] * (a.ndim - 1))
 
 
 def conjugate_gradient(
-    apply: Callable[[Tensor], Tensor],
+    apply: Map,
     rhs: Tensor,
     start: Tensor | None = None,
     iterations: int = 10,
     tolerance: float = 0.0,
+    implicit: bool = False,
 ) -> Tensor:
     """Solve ``apply(x) = rhs``.
 
@@ -41,12 +67,40 @@ def conjugate_gradient(
     tolerance
         A scan whose residual norm has fallen below this part of its right-hand side's is left as it is. So is one along
         whose direction the map turns out not to be positive.
+    implicit
+        Whether derivatives are those of the exact solution, in ``rhs`` and in whatever ``apply`` depends on. They take
+        one more solve, as accurate as ``iterations`` and ``tolerance`` make it, and the memory of one application.
+        Otherwise, derivatives go through the iterations, all of which are kept in memory.
 
     Returns
     -------
     Tensor
-        The solutions, ``(batch, ...)``; differentiable through the iterations.
+        The solutions, ``(batch, ...)``, differentiable in every mode.
+
+    Raises
+    ------
+    DataError
+        For second derivatives in what ``apply`` depends on when ``implicit``: those go through the iterations only.
     """
+    if not implicit:
+        return _iterate(apply, rhs, start, iterations, tolerance)
+    with torch.no_grad():
+        start = None if start is None else start.detach()
+        x = _iterate(apply, rhs.detach(), start, iterations, tolerance).detach()
+
+    def solve(r: Tensor) -> Tensor:
+        return conjugate_gradient(apply, r, None, iterations, tolerance, implicit=True)
+
+    return _solution(rhs, apply(x), x, solve)
+
+
+def _iterate(apply: Map, rhs: Tensor, start: Tensor | None, iterations: int, tolerance: float) -> Tensor:
+    if rhs.is_complex():  # real numbers are quicker to scale by
+        real_start = None if start is None else _as_real(start)
+        solution = _iterate(
+            lambda v: _as_real(apply(torch.view_as_complex(v))), _as_real(rhs), real_start, iterations, tolerance
+        )
+        return torch.view_as_complex(solution)
     if start is None:
         x, residual = torch.zeros_like(rhs), rhs
     else:
@@ -55,14 +109,245 @@ def conjugate_gradient(
     energy = dot(residual, residual)
     target = tolerance**2 * dot(rhs, rhs)
     tiny = torch.finfo(energy.dtype).tiny
-    for _ in range(iterations):
+    for left in reversed(range(iterations)):
         image = apply(direction)
         curvature = dot(direction, image)
         active = ((energy > target) & (curvature > 0)).to(energy.dtype)
         alpha = active * energy / curvature.clamp_min(tiny)
-        x = x + alpha * direction
-        residual = residual - alpha * image
+        # what came in is not ours to write on
+        ours = direction is not residual and not _watched(x, image)
+        add = Tensor.addcmul_ if ours else torch.addcmul
+        x = add(x, alpha, direction)
+        if not left:
+            break
+        residual = add(residual, -alpha, image)
         renewed = dot(residual, residual)
-        direction = residual + active * renewed / energy.clamp_min(tiny) * direction
+        beta = active * renewed / energy.clamp_min(tiny)
+        direction = direction.mul_(beta).add_(residual) if ours else torch.addcmul(residual, beta, direction)
         energy = renewed
     return x
+
+
+def _watched(*tensors: Tensor) -> bool:
+    """Whether derivatives, a transform of ``torch.func`` or the compiler may need the values that tensors have now."""
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+        return True
+    return any(torch.func.debug_unwrap(t) is not t for t in tensors)
+
+
+class _Solution(torch.autograd.Function):
+    """The solution ``x``, as it changes with the right-hand side and with the image ``apply(x)`` of the same ``x``."""
+
+    @staticmethod
+    def forward(rhs: Tensor, image: Tensor, x: Tensor, solve: Map) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *_, ctx.solve = inputs
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        if not ctx.needs_input_grad[1]:
+            return ctx.solve(grad), None, None, None
+        dual = ctx.solve(_first_order(grad, *ctx.saved_tensors))
+        return dual, -dual, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        solution: Tensor = ctx.solve(tangents[0] - tangents[1])
+        return solution
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Tensor, int]:
+        *tensors, solve = inputs
+        batched = [
+            t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
+            for t, dim in zip(tensors, in_dims, strict=False)
+        ]
+        return _solution(*batched, torch.func.vmap(solve)), 0
+
+
+class _FirstOrder(torch.autograd.Function):
+    """A cotangent of ``apply(x)``, whose own derivative would miss that ``x`` changes too."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(cotangent: Tensor, x: Tensor) -> Tensor:
+        return cotangent.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise DataError("implicit=True has first derivatives in what apply depends on; for others set implicit=False")
+
+    jvp = backward
+
+
+# typed, as torch's are not
+_solution: Callable[..., Tensor] = _Solution.apply
+_first_order: Callable[..., Tensor] = _FirstOrder.apply
+
+
+def least_squares(
+    operator: LinearOperator,
+    y: Tensor,
+    damp: float | Tensor = 0.0,
+    iterations: int = 50,
+    tolerance: float = 0.0,
+    real: bool = False,
+) -> Tensor:
+    r"""Minimise :math:`\|A x - y\|^2 + \delta^2 \|x\|^2`.
+
+    The condition number that counts is that of :math:`A`, not its square as in the normal equations: more digits where
+    the problem is badly conditioned. Without damping, the solution of smallest norm.
+
+    Parameters
+    ----------
+    operator
+        Any linear operator.
+    y
+        Measurements, ``(batch, *measurement)``.
+    damp
+        :math:`\delta`, not squared, at least 0: one for all scans, or ``(batch,)``.
+    iterations
+        At most so many steps.
+    tolerance
+        A scan is left as it is when its residual has fallen to this part of its measurement (a consistent system is
+        solved), or the gradient to this part of :math:`\|A\|` times the residual (the least squares are found). Below
+        the precision of the numbers, the precision is meant.
+    real
+        Whether images are real though measurements are complex, where the operator would take both.
+
+    Returns
+    -------
+    Tensor
+        Images, ``(batch, channel, *spatial)``, differentiable in ``y``: the derivative is one more such problem, that
+        of :math:`A^H`, whatever the number of iterations.
+
+    Raises
+    ------
+    DataError
+        If ``damp`` is negative, no number, or of another batch.
+    """
+    delta = (damp if isinstance(damp, Tensor) else torch.tensor(damp, dtype=torch.float64)).reshape(-1)
+    if len(delta) not in (1, y.shape[0]) or not bool(((delta >= 0) & (delta < math.inf)).all()):
+        raise DataError(f"damp must be one number or ({y.shape[0]},), at least 0 and finite, got {damp}")
+    operator._check_measurement(y)
+    operator._check_batch(y)
+    solver: Any = _LeastSquares(operator, delta.to(y.device, y.real.dtype), iterations, tolerance, real)
+    return _apply(y, solver, "_forward", "_adjoint")
+
+
+@dataclass(frozen=True)
+class _LeastSquares:
+    """The linear map from measurements to images that are least squares, and its adjoint."""
+
+    operator: LinearOperator
+    damp: Tensor
+    iterations: int
+    tolerance: float
+    real: bool
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        return {**self.operator.parameters, "damp": self.damp}
+
+    @property
+    def batch(self) -> int:
+        return max(self.operator.batch, len(self.damp))
+
+    def _back(self, y: Tensor) -> Tensor:
+        x = self.operator.adjoint(y)
+        return x.real if self.real and x.is_complex() else x
+
+    def _forward(self, y: Tensor) -> Tensor:
+        return _lsqr(self.operator, self._back, y, self.damp, self.iterations, self.tolerance)
+
+    def _adjoint(self, x: Tensor) -> Tensor:
+        return _lsqr(self._back, self.operator, x, self.damp, self.iterations, self.tolerance)
+
+
+def _lsqr(forward: Map, back: Map, rhs: Tensor, damp: Tensor, iterations: int, tolerance: float) -> Tensor:
+    """LSQR in the notation of its paper; Greek and Latin letters of numbers are ``(batch,)``."""
+    beta, u = _normalised(rhs.clone())
+    alpha, v = _normalised(back(u))
+    x, w = torch.zeros_like(v), v.clone()
+    rho_bar, phi_bar, size, rest = alpha, beta, alpha**2, torch.zeros_like(beta)
+    tiny, tolerance = torch.finfo(beta.dtype).tiny, max(tolerance, torch.finfo(beta.dtype).eps)
+    enough, active = tolerance * beta, alpha * beta > 0
+    for _ in range(iterations):
+        beta, u = _normalised(forward(v).sub_(u.mul_(_per_scan(alpha, u))))
+        size = size + beta**2 + damp**2
+        alpha, v = _normalised(back(u).sub_(v.mul_(_per_scan(beta, v))))
+        # one rotation takes the damping away, the next one beta
+        rho_hat = torch.hypot(rho_bar, damp).clamp_min(tiny)
+        rest = torch.hypot(rest, damp / rho_hat * phi_bar)
+        phi_bar = rho_bar / rho_hat * phi_bar
+        rho = torch.hypot(rho_hat, beta).clamp_min(tiny)
+        c, s = rho_hat / rho, beta / rho
+        phi, phi_bar = c * phi_bar, s * phi_bar
+        x.addcmul_(w, _per_scan(torch.where(active, phi / rho, 0), w))
+        w.mul_(_per_scan(-s * alpha / rho, w)).add_(v)
+        rho_bar = -c * alpha
+        residual, gradient = torch.hypot(phi_bar, rest), alpha * (s * phi).abs()
+        active = active & (residual > enough) & (gradient > tolerance * size.sqrt() * residual)
+        size = size + alpha**2
+    return x
+
+
+def operator_norm(
+    operator: LinearOperator,
+    image_shape: Sequence[int],
+    iterations: int,
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.complex64,
+) -> Tensor:
+    """Largest singular value of every scan's operator, by power iteration.
+
+    Parameters
+    ----------
+    operator
+        The operator.
+    image_shape
+        Shape of one image, ``(channel, *spatial)``.
+    iterations
+        Applications of the gram operator. The norm comes out too small, by a part that shrinks with the fourth power
+        of the ratio of the two largest singular values in each of them.
+    generator
+        Source of the first image, on the CPU.
+    dtype
+        Type of the images.
+
+    Returns
+    -------
+    Tensor
+        ``(batch,)``.
+    """
+    with torch.no_grad():
+        x = torch.randn(len(operator), *image_shape, generator=generator, dtype=dtype).to(operator.device)
+        for _ in range(iterations):
+            image = operator.gram(x)
+            _, x = _normalised(image if dtype.is_complex else image.real)
+        y = operator(x)
+        return (dot(y, y).flatten() / dot(x, x).flatten().clamp_min(torch.finfo(x.real.dtype).tiny)).sqrt()
+
+
+def _normalised(t: Tensor) -> tuple[Tensor, Tensor]:
+    """Norms per scan, and the vectors, divided by them in place; zeros stay."""
+    norm = dot(t, t).sqrt()
+    return norm.flatten(), t.mul_(torch.where(norm > 0, 1 / norm, 0))
+
+
+def _per_scan(factor: Tensor, t: Tensor) -> Tensor:
+    return factor.reshape(-1, *[1] * (t.ndim - 1))
+
+
+def _as_real(t: Tensor) -> Tensor:
+    return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t

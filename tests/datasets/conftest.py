@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from ambient_sci.measurement import Measurement
-from ambient_sci.operators import Fourier, Gaussian, Identity, Mask, Sense
+from ambient_sci.operators import Fourier, Gaussian, Identity, Mask, Matrix, Sense
 
 
 @pytest.fixture(params=["zarr", "h5"])
@@ -31,10 +31,12 @@ def _draw(kind, batch=5, dtype=torch.complex64, seed=0):
         "fourier": lambda: Fourier(mask, (16, 12), calibration=2),
         "mask": lambda: Mask((torch.rand(batch, 1, 16, 12, generator=g) < 0.5).to(real)),
         "gaussian": lambda: Gaussian(7, (1, 16, 12), torch.arange(batch) + 5),
+        "structured": lambda: Gaussian(7, (1, 16, 12), torch.arange(batch) + 5, structured=True),
+        "matrix": lambda: Matrix(torch.randn(batch, 7, 192, generator=g, dtype=dtype), (1, 16, 12)),
         "identity": lambda: Identity((2, 16, 12), batch=batch),
     }[kind]()
     channels = 2 if kind == "identity" else 1
-    complex_ = kind in ("sense", "fourier")
+    complex_ = kind in ("sense", "fourier", "matrix")
     x = torch.randn(batch, channels, 16, 12, generator=g, dtype=dtype if complex_ else real)
     noise = 0.1 + torch.rand(batch, generator=g, dtype=real)
     scale = 1 + torch.rand(batch, generator=g, dtype=real)

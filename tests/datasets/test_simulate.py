@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
 import torch
+import xarray
 
-from ambient_sci.datasets import estimate_scale, simulate
+from ambient_sci.datasets import describe, estimate_scale, simulate
 from ambient_sci.datasets.coils import coil_maps, smooth_phase
 from ambient_sci.errors import ConfigError, DataError
-from ambient_sci.operators import Identity
+from ambient_sci.measurement import Measurement
+from ambient_sci.operators import Identity, Interferometer
 
 
 def centred_fft(x):
@@ -36,7 +38,7 @@ def test_every_scan_is_measured_in_its_own_way(tmp_path, images):
         assert not torch.allclose(x[0], x[other], atol=0.05)
 
 
-@pytest.mark.parametrize("operator", ["sense", "fourier", "mask", "gaussian", "identity"])
+@pytest.mark.parametrize("operator", ["sense", "fourier", "nufft", "mask", "gaussian", "identity"])
 def test_a_scan_does_not_depend_on_the_others(tmp_path, images, operator):
     options = {"operator": operator, "calibration": 2, "coils": 3, "seed": 5}
     all_ = simulate(np.concatenate([images] * 4), tmp_path / "a.zarr", **options).read([1, 20, 23])
@@ -48,7 +50,7 @@ def test_a_scan_does_not_depend_on_the_others(tmp_path, images, operator):
     assert not torch.equal(other.y[0], all_.y[0])
 
 
-@pytest.mark.parametrize("operator", ["sense", "fourier", "mask", "gaussian", "identity"])
+@pytest.mark.parametrize("operator", ["sense", "fourier", "nufft", "mask", "gaussian", "identity"])
 def test_noise_is_what_it_says(tmp_path, operator):
     rng = np.random.default_rng(0)
     images = rng.uniform(0, 1, (12, 32, 32))
@@ -116,6 +118,35 @@ def test_scale_of_kinds_in_image_units(images, draw):
     assert isinstance(draw("identity")[0].operator, Identity)
 
 
+@pytest.mark.parametrize("pattern", ["radial", "golden-angle", "spiral"])
+def test_off_the_grid(tmp_path, images, pattern):
+    """A Cartesian number of readouts divided by the acceleration, and the scale of the image whatever the density."""
+    store = simulate(images, tmp_path / "a.zarr", operator="nufft", pattern=pattern, acceleration=2, noise=0)
+    got = store.read(slice(None), raw=True)
+    assert got.operator.readout == 32
+    assert got.y.shape == (6, 8, 6 * 32)
+    assert describe(store)["measured"] == "50 % (acceleration 2)"
+    assert describe(store)["coils"] == 8
+    bright = torch.quantile(store.references(slice(None)).abs().flatten(1), 0.99, dim=1)
+    np.testing.assert_allclose(got.scale, bright, rtol=0.15)
+    with xarray.open_zarr(tmp_path / "a.zarr") as data:
+        assert data.measurement.dims == ("scan", "coil", "sample")
+        assert data.operator_weights.dims == ("scan", "sample")
+        assert data.operator_trajectory.dims[:2] == ("scan", "sample")
+    with pytest.raises(ConfigError, match="pattern must be one of epi, golden-angle"):
+        simulate(images, tmp_path / "b.zarr", operator="nufft", pattern="random-lines")
+
+
+def test_scale_of_visibilities():
+    """That of the image in Jy per pixel, though visibilities are sums over all of it."""
+    g = torch.Generator().manual_seed(0)
+    uv = (torch.rand(2, 400, 2, generator=g) - 0.5) / 1e-5
+    A = Interferometer(uv, (12, 12), 1e-5)
+    x = torch.rand(2, 1, 12, 12, generator=g) * torch.tensor([1.0, 7.0]).reshape(2, 1, 1, 1)
+    scale = estimate_scale(Measurement(A(x), A, 1e-3))
+    np.testing.assert_allclose(scale, x.flatten(1).quantile(0.99, dim=1), rtol=0.15)
+
+
 def test_coils_and_phases_are_smooth():
     g = torch.Generator().manual_seed(0)
     for field in (coil_maps(8, (64, 64), g), smooth_phase((64, 64), g)):
@@ -126,7 +157,7 @@ def test_coils_and_phases_are_smooth():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"operator": "mri"}, "operator must be one of sense, fourier, mask, gaussian, identity, got 'mri'"),
+        ({"operator": "mri"}, "operator must be one of sense, fourier, nufft, mask, gaussian, identity, got 'mri'"),
         ({"pattern": "spiral"}, "pattern must be one of .*boxes, .* got 'spiral'"),
         ({"noise": -1}, "noise cannot be -1"),
         ({"keep": 0, "operator": "mask"}, "keep cannot be 0"),

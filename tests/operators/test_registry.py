@@ -1,9 +1,12 @@
 """Kinds by name: entry points of this distribution, of another, and broken ones."""
 
+import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 import torch
@@ -88,6 +91,152 @@ def test_broken_plugin_warns_and_others_work() -> None:
     ):
         registry.load(GROUP, "toy-broken")
     assert registry.load(GROUP, "mask") is Mask
+
+
+# ---------------------------------------------------------------------------------- a distribution that is installed
+
+TOY = """
+import torch
+from ambient_sci.errors import DataError
+from ambient_sci.operators import LinearOperator
+
+
+class Roll(LinearOperator):
+    kind = "toy-roll"
+
+    def __init__(self, shift):
+        self.shift = shift
+
+    parameters = property(lambda self: {"shift": self.shift})
+    rows = property(lambda self: torch.ones(1))
+
+    def measurement_shape(self, channels=1):
+        return (channels, 4, 3)
+
+    def _roll(self, x, sign):
+        shifts = (sign * self.shift).expand(len(x)).tolist()
+        return torch.stack([one.roll(shift, -1) for one, shift in zip(x, shifts)])
+
+    def _forward(self, x):
+        return self._roll(x, 1)
+
+    def _adjoint(self, y):
+        return self._roll(y, -1)
+
+    def _check_image(self, x):
+        if x.shape[2:] != (4, 3):
+            raise DataError(f"a roll takes images (batch, channel, 4, 3), got {tuple(x.shape)}")
+
+    _check_measurement = _check_image
+"""
+
+TOY_TESTS = """
+import torch
+from ambient_sci.testing import OperatorTests
+from toy_roll import Roll
+
+
+class TestRoll(OperatorTests):
+    image_shape = (1, 4, 3)
+    thins = False
+
+    def make(self, batch, seed):
+        return Roll(torch.arange(batch) + seed)
+
+    def dense(self, operator):
+        eye = torch.eye(12, dtype=torch.float64).reshape(12, 4, 3)
+        return torch.stack([eye.roll(int(s), -1).reshape(12, 12).mT for s in operator.parameters["shift"]])
+"""
+
+USE = """
+import sys, warnings
+import torch
+from ambient_sci import registry
+from ambient_sci.datasets import StoreWriter, open_store
+from ambient_sci.errors import ConfigError
+from ambient_sci.measurement import Measurement
+from ambient_sci.operators import Mask, OperatorSpec, from_spec
+from ambient_sci.operators.base import GROUP
+
+assert {"toy-roll", "toy-broken", "mask"} <= set(registry.available(GROUP)), registry.available(GROUP)
+assert "toy_roll" not in sys.modules, "a plug-in is loaded when it is used"
+A = from_spec(OperatorSpec("toy-roll", {"shift": torch.tensor([1, 2])}, {}))
+x = torch.randn(2, 1, 4, 3, generator=torch.Generator().manual_seed(0))
+want = torch.stack([x[0].roll(1, -1), x[1].roll(2, -1)])
+assert torch.equal(A(x), want)
+assert torch.equal(A.gram(x), x)
+product = from_spec((A @ Mask(torch.ones(2, 1, 4, 3))).spec())
+assert torch.equal(product(x), want)
+with StoreWriter(sys.argv[1]) as writer:
+    writer.append(Measurement(A(x), A, 0.1))
+with open_store(sys.argv[1]) as store:
+    read = store.read([0, 1])
+assert type(read.operator) is type(A)
+assert torch.equal(read.operator.adjoint(read.y), x)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    try:
+        registry.load(GROUP, "toy-broken")
+    except ConfigError as error:
+        assert "'toy-broken' (toy_broken:Broken) does not load: out of order" in str(error), error
+    else:
+        raise AssertionError("a broken plug-in was loaded")
+assert len(caught) == 1 and "out of order" in str(caught[0].message), caught
+assert registry.load(GROUP, "mask") is Mask
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two distributions, built and installed into a folder as their users would, one of which breaks on import."""
+    if importlib.util.find_spec("pip") is None:
+        pytest.skip("no pip in this environment")
+    home = tmp_path_factory.mktemp("plugins")
+    sources = {"roll": ("Roll", TOY), "broken": ("Broken", "raise RuntimeError('out of order')")}
+    for name, (kind, code) in sources.items():
+        project = home / name
+        project.mkdir()
+        (project / f"toy_{name}.py").write_text(code)
+        (project / "pyproject.toml").write_text(
+            '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+            f'[project]\nname = "toy-{name}"\nversion = "1.0"\n'
+            f'[project.entry-points."{GROUP}"]\ntoy-{name} = "toy_{name}:{kind}"\n'
+            f'[tool.setuptools]\npy-modules = ["toy_{name}"]\n'
+        )
+    target = home / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps"]
+    folders = [str(home / name) for name in sources]
+    done = subprocess.run(
+        [*pip, "--no-build-isolation", f"--target={target}", *folders], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+def run_with(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(installed), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=installed,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+def test_installed_plugin_is_found_used_and_stored(installed: Path, tmp_path: Path) -> None:
+    """By name, in a store, beside one that breaks; nothing of another distribution is imported before it is used."""
+    done = run_with(installed, "-c", USE, str(tmp_path / "scans.zarr"))
+    assert done.returncode == 0, done.stderr
+
+
+def test_installed_plugin_runs_the_kit(installed: Path, tmp_path: Path) -> None:
+    """In the test-suite of its own distribution."""
+    (tmp_path / "test_roll.py").write_text(TOY_TESTS)
+    done = run_with(installed, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "test_roll.py"))
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
 
 
 def test_import_under_the_folders_name_is_refused() -> None:
