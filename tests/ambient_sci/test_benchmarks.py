@@ -62,7 +62,8 @@ def operators(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_operators(operators: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A table that is Markdown, a line for each library, and the same numbers as JSON."""
-    operators.run("--case", "sense", "nufft-gram", "trajectories", "--repeats", "1", "--json", str(tmp_path / "o.json"))
+    cases = ("sense", "nufft-gram", "trajectories", "gaussian")
+    operators.run("--case", *cases, "--repeats", "1", "--json", str(tmp_path / "o.json"))
     printed = capsys.readouterr().out
     assert "sense: 2 scans x 3 coils x 24x32, 8 of 32 columns measured" in printed
     table = [line for line in printed.splitlines() if line.startswith("|")]
@@ -73,7 +74,9 @@ def test_operators(operators: SimpleNamespace, tmp_path: Path, capsys: pytest.Ca
     rows = json.loads((tmp_path / "o.json").read_text())["rows"]
     assert len(rows) == len(table) - 2
     ours = [row for row in rows if row["library"] == "ambient-sci"]
-    assert [row["case"].partition("-")[0] for row in ours] == ["sense"] * 5 + ["nufft"] + ["trajectories"] * 2
+    assert [row["case"].partition("-")[0] for row in ours] == (
+        ["sense"] * 5 + ["nufft"] + ["trajectories"] * 2 + ["gaussian"] * 2
+    )
     assert all(row["ratio"] == 1 and row["milliseconds"] > 0 and row["error"] < 1e-3 for row in ours)
     by_name = {row["library"]: row for row in rows}
     for name, module in (
