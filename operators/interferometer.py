@@ -211,7 +211,7 @@ def primary_beam(
     form
         ``"gaussian"``, with a full width at half maximum of :math:`1.13 \lambda / D`: what ALMA's dishes have, whose
         receivers see the rim at -10 dB (ALMA Technical Handbook, section Single-dish Response). ``"airy"`` for a dish
-        that is illuminated evenly, :math:`(2 J_1(x) / x)^2` with :math:`x = \pi D \sin	heta / \lambda` and a width
+        that is illuminated evenly, :math:`(2 J_1(x) / x)^2` with :math:`x = \pi D \sin \theta / \lambda` and a width
         of :math:`1.03 \lambda / D`, as is nearly true of the VLA's.
 
     Returns
