@@ -68,9 +68,9 @@ def conjugate_gradient(
         A scan whose residual norm has fallen below this part of its right-hand side's is left as it is. So is one along
         whose direction the map turns out not to be positive.
     implicit
-        Whether derivatives are those of the exact solution, in ``rhs`` and in whatever ``apply`` depends on. They take
-        one more solve, as accurate as ``iterations`` and ``tolerance`` make it, and the memory of one application.
-        Otherwise, derivatives go through the iterations, all of which are kept in memory.
+        Whether derivatives are those of the exact solution, in ``rhs`` and in whatever ``apply`` depends on (in
+        ``start`` there are none). They take one more solve, as accurate as ``iterations`` and ``tolerance`` make it,
+        and the memory of one application. Otherwise, derivatives go through the iterations, which are all kept.
 
     Returns
     -------
