@@ -47,6 +47,9 @@ class Timing:
 
 def take_turns(functions: Sequence[Function], rounds: int, device: str) -> list[Timing]:
     """Time functions in turn, each once a round; the one to start with changes from round to round."""
+    # glibc keeps freed blocks for the next call up to the size of the largest that was ever freed, at most 32 MiB.
+    # Be that as it is in a process that has computed for a while, whatever happened to be freed here before.
+    torch.empty(31 * MEBIBYTE, dtype=torch.uint8)
     seconds: list[list[float]] = [[] for _ in functions]
     for turn in range(rounds):
         for place in range(len(functions)):
