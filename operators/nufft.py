@@ -33,9 +33,9 @@ from torch import Tensor
 from ambient_sci.errors import DataError
 from ambient_sci.operators.backends import Backend, choose
 from ambient_sci.operators.base import LinearOperator
-from ambient_sci.operators.mask import drop
+from ambient_sci.operators.mask import as_shape, drop
 from ambient_sci.operators.parallel import own, share
-from ambient_sci.operators.sense import combine, joined, seen
+from ambient_sci.operators.sense import check_maps, combine, joined, seen
 
 __all__ = ["Nufft"]
 
@@ -85,7 +85,7 @@ class Nufft(LinearOperator):
         tolerance: float | None = None,
     ) -> None:
         self.trajectory = trajectory
-        self.shape = tuple(int(size) for size in shape)
+        self.shape = as_shape(shape)
         self.maps = maps
         self.weights = trajectory.new_ones(trajectory.shape[:2]) if weights is None else weights
         self.readout = int(readout)
@@ -95,8 +95,8 @@ class Nufft(LinearOperator):
 
     def _check_arguments(self) -> None:
         k, shape, maps, weights = self.trajectory, self.shape, self.maps, self.weights
-        if not 1 <= len(shape) <= 3 or min(shape) < 1:
-            raise DataError(f"shape must be one to three positive sizes, got {shape}")
+        if len(shape) > 3:
+            raise DataError(f"shape must be one to three sizes, got {shape}")
         if not k.is_floating_point() or k.ndim != 3 or k.shape[2] != len(shape) or not bool(k.isfinite().all()):
             want = f"finite real (batch, samples, {len(shape)}) in radians per pixel"
             raise DataError(f"trajectory must be {want}, got {k.dtype} of shape {tuple(k.shape)}")
@@ -106,12 +106,15 @@ class Nufft(LinearOperator):
                 f"{float(k.abs().max()):.4g}: ambient_sci.operators.units converts others"
             )
         if maps is not None:
-            fits = maps.is_complex() and maps.ndim in (2 + len(shape), 3 + len(shape)) and maps.shape[0] == k.shape[0]
-            if not fits or tuple(maps.shape[-len(shape) :]) != shape:
-                want = f"complex ({k.shape[0]}, [set,] coil, {', '.join(map(str, shape))})"
-                raise DataError(f"maps must be {want}, got {maps.dtype} of shape {tuple(maps.shape)}")
-        if weights.is_complex() or weights.shape != k.shape[:2] or not bool((weights >= 0).all()):
-            want = f"0 or more, real, of shape {tuple(k.shape[:2])}"
+            check_maps(maps, k.shape[0], len(shape))
+            if tuple(maps.shape[-len(shape) :]) != shape:
+                raise DataError(f"maps must be of the shape of the image, {shape}, got {tuple(maps.shape)}")
+        if (
+            weights.is_complex()
+            or weights.shape != k.shape[:2]
+            or not bool(((weights >= 0) & weights.isfinite()).all())
+        ):
+            want = f"0 or more, finite, real, of shape {tuple(k.shape[:2])}"
             raise DataError(f"weights must be {want}, got {weights.dtype} of shape {tuple(weights.shape)}")
         if self.readout < 1 or k.shape[1] % self.readout:
             raise DataError(f"readout must divide the number of samples, {k.shape[1]}, got {self.readout}")
