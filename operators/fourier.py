@@ -23,7 +23,7 @@ from ambient_sci.errors import DataError
 from ambient_sci.operators.base import LinearOperator
 from ambient_sci.operators.mask import as_mask, as_shape, drop
 
-__all__ = ["Fourier", "calibration_region", "centred_fft", "centred_ifft", "centring", "filtered", "uncentred"]
+__all__ = ["Fourier", "calibration_region", "centred_fft", "centred_ifft", "centring", "filtered", "gram_filter"]
 
 
 class Fourier(LinearOperator):
@@ -49,7 +49,7 @@ class Fourier(LinearOperator):
         phase = centring(self.shape, self.mask.device, self.mask.dtype)
         self._pre = phase
         self._post = self.mask * (phase * _constant(self.shape))
-        self._filter = uncentred(self.mask)
+        self._filter = gram_filter(self.mask)
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -140,21 +140,26 @@ def centred_ifft(y: Tensor, axes: int = 2) -> Tensor:
     return x
 
 
-def uncentred(mask: Tensor) -> Tensor:
-    """Reorder a mask as the FFT without centring has it; axes of size one stay."""
-    result: Tensor = torch.fft.ifftshift(mask, dim=tuple(range(2, mask.ndim)))
+def gram_filter(mask: Tensor) -> Tensor:
+    """Turn a mask into what `filtered` multiplies with: complex, in the order of a transform that is not centred.
+
+    The scale of the transforms is in it, which saves one of them a pass over the image.
+    """
+    spatial = range(2, mask.ndim)
+    sampled = math.prod(size for size in mask.shape[2:] if size > 1)
+    result: Tensor = torch.fft.ifftshift(mask / sampled, dim=tuple(spatial)).to(mask.dtype.to_complex())
     return result
 
 
-def filtered(x: Tensor, mask: Tensor) -> Tensor:
-    """Apply :math:`F^H M F` with an `uncentred` mask.
+def filtered(x: Tensor, filter: Tensor) -> Tensor:
+    """Apply :math:`F^H M F` with the `gram_filter` of a mask.
 
     The phases of the centring cancel, and so does the whole transform along axes on which the mask does not depend.
     """
-    axes = tuple(axis for axis in range(2 - mask.ndim, 0) if mask.shape[axis] > 1)
+    axes = tuple(axis for axis in range(2 - filter.ndim, 0) if filter.shape[axis] > 1)
     if not axes:
-        return x * mask
-    result: Tensor = torch.fft.ifftn(torch.fft.fftn(x, dim=axes).mul_(mask), dim=axes)
+        return x * filter
+    result: Tensor = torch.fft.ifftn(torch.fft.fftn(x, dim=axes).mul_(filter), dim=axes, norm="forward")
     return result
 
 

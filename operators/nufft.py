@@ -168,7 +168,10 @@ class Nufft(LinearOperator):
 
     @cached_property
     def _spectra(self) -> list[Tensor]:
-        r"""Spectra :math:`2^{-d} \kappa_p`, each ``(batch, 1, *spatial)``, in the order of `_parities`."""
+        r"""Spectra :math:`2^{-d} \kappa_p / N`, each ``(batch, 1, *spatial)``, in the order of `_parities`.
+
+        Complex, though they are real, since complex numbers multiply complex ones without a conversion.
+        """
         double = [2 * size for size in self.shape]
         # needed once, so in double precision and with a smaller error than the transforms
         backend = choose(self.backend, self.trajectory.device)
@@ -177,22 +180,23 @@ class Nufft(LinearOperator):
         axes = tuple(range(2, psf.ndim))
         for axis in axes:
             psf.select(axis, 0).zero_()  # never needed, and without it the spectrum is real
-        spectrum = torch.fft.fftn(torch.fft.ifftshift(psf, dim=axes), dim=axes).real / 2 ** len(axes)
+        spectrum = torch.fft.fftn(torch.fft.ifftshift(psf, dim=axes), dim=axes).real / math.prod(double)
         every = (slice(parity, None, 2) for parity in (0, 1))
         return [
-            spectrum[(..., *part)].to(self.trajectory.dtype).contiguous()
+            spectrum[(..., *part)].to(self.trajectory.dtype.to_complex()).contiguous()
             for part in itertools.product(list(every), repeat=len(axes))
         ]
 
     @cached_property
-    def _parities(self) -> list[Tensor]:
-        """Phases :math:`m_p`, each ``(*spatial)``."""
+    def _parities(self) -> list[tuple[Tensor, Tensor]]:
+        """Phases :math:`m_p` and their conjugates, each ``(*spatial)``."""
         phases = []
         for parity in itertools.product((0, 1), repeat=len(self.shape)):
             phase = torch.ones((), dtype=torch.complex128)
             for p, size in zip(parity, self.shape, strict=True):
                 phase = phase[..., None] * torch.exp(-1j * math.pi * p * torch.arange(size, dtype=torch.float64) / size)
-            phases.append(phase.to(self.trajectory.device, self.trajectory.dtype.to_complex()))
+            phase = phase.to(self.trajectory.device, self.trajectory.dtype.to_complex())
+            phases.append((phase, phase.conj().resolve_conj()))
         return phases
 
     def __getstate__(self) -> dict[str, Any]:
@@ -222,12 +226,15 @@ class Nufft(LinearOperator):
 
     def _convolve(self, x: Tensor, spectra: list[Tensor]) -> Tensor:
         axes = tuple(range(2, x.ndim))
-        # parity zero has no phase
-        result: Tensor = torch.fft.ifftn(torch.fft.fftn(x, dim=axes).mul_(spectra[0]), dim=axes)
-        for phase, spectrum in zip(self._parities[1:], spectra[1:], strict=True):
-            part = torch.fft.ifftn(torch.fft.fftn(x * phase, dim=axes).mul_(spectrum), dim=axes)
-            result.addcmul_(part, phase.conj())
-        return result
+
+        def convolve(image: Tensor, spectrum: Tensor) -> Tensor:
+            result: Tensor = torch.fft.ifftn(torch.fft.fftn(image, dim=axes).mul_(spectrum), dim=axes, norm="forward")
+            return result
+
+        total = convolve(x, spectra[0])  # parity zero has no phase
+        for (phase, back), spectrum in zip(self._parities[1:], spectra[1:], strict=True):
+            total.addcmul_(convolve(x * phase, spectrum), back)
+        return total
 
     def trajectory_gradient(self, x: Tensor, y: Tensor) -> Tensor:
         r"""Gradient of :math:`\mathrm{Re} \langle y, A x \rangle` with respect to the trajectory.

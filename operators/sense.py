@@ -29,7 +29,7 @@ from ambient_sci.operators.fourier import (
     centred_fft,
     centring,
     filtered,
-    uncentred,
+    gram_filter,
 )
 from ambient_sci.operators.mask import as_mask, drop
 from ambient_sci.operators.parallel import own, share
@@ -101,7 +101,7 @@ class Sense(LinearOperator):
 
     @cached_property
     def _filter(self) -> Tensor:
-        return uncentred(self.mask)
+        return gram_filter(self.mask)
 
     def __getstate__(self) -> dict[str, Any]:
         made = ("_phase", "_post", "_filter")
