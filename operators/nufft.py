@@ -222,7 +222,8 @@ class Nufft(LinearOperator):
                 combine(total, self._convolve(seen(x, one), spectra), one)
             return total.conj_physical_()
 
-        return joined(share(work, x, 1 if maps is None else maps.shape[2], math.prod(self.shape)))
+        pixels = len(every) * math.prod(self.shape)
+        return joined(share(work, x, 1 if maps is None else maps.shape[2], pixels))
 
     def _convolve(self, x: Tensor, spectra: list[Tensor]) -> Tensor:
         axes = tuple(range(2, x.ndim))
