@@ -121,6 +121,7 @@ def simulate(
     coils: Annotated[int, typer.Option(help="receive coils (sense, nufft)")] = 8,
     noise: Annotated[float, typer.Option(help="noise per real component, relative to images of unit range")] = 0.03,
     keep: Annotated[float, typer.Option(help="fraction of pixels kept (mask)")] = 0.5,
+    structured: Annotated[bool, typer.Option(help="projections without a matrix, for large images (gaussian)")] = False,
     size: Annotated[Optional[int], typer.Option(help="bring images to this many pixels a side")] = None,  # noqa: UP045
     axis: Annotated[int, typer.Option(help="axis of a volume to slice along: 0 sagittal, 1 coronal, 2 axial")] = 2,
     start: Annotated[Optional[int], typer.Option(help="first image to take")] = None,  # noqa: UP045
@@ -146,6 +147,7 @@ def simulate(
         coils=coils,
         noise=noise,
         keep=keep,
+        structured=structured,
         references=references,
         coords=coords,
         seed=seed,

@@ -56,6 +56,7 @@ def simulate(
     noise: float = 0.03,
     keep: float = 0.5,
     n_measurements: int | None = None,
+    structured: bool = False,
     phase: bool = True,
     references: bool = True,
     subject: ArrayLike | None = None,
@@ -92,6 +93,8 @@ def simulate(
         Fraction of pixels that ``"mask"`` keeps.
     n_measurements
         Projections per scan, for ``"gaussian"``; by default the number of pixels divided by ``acceleration``.
+    structured
+        Structured random projections for ``"gaussian"``, which take no matrix: for large images.
     phase
         Give real images a smooth phase of their own where the operator needs complex ones.
     references
@@ -159,7 +162,8 @@ def simulate(
         if operator == "identity":
             return Identity((1, *spatial))
         if operator == "gaussian":
-            return Gaussian(n_measurements, (1, *spatial), torch.randint(2**62, (1,), generator=generator))
+            seeds = torch.randint(2**62, (1,), generator=generator)
+            return Gaussian(n_measurements, (1, *spatial), seeds, structured=structured)
         if operator == "mask":
             return Mask(PATTERNS[pattern](1, spatial, 1 / keep, 0, generator).expand(1, 1, *spatial).contiguous())
         if operator == "nufft":
@@ -196,7 +200,7 @@ def simulate(
     elif operator == "mask":
         settings |= {"pattern": pattern, "keep": keep}
     elif operator == "gaussian":
-        settings["n_measurements"] = n_measurements
+        settings |= {"n_measurements": n_measurements, "structured": structured}
     origin = {"source": "simulation", "arguments": settings, **(provenance or {})}
     with StoreWriter(path, origin, overwrite) as writer:
         for first in _steps(len(values), progress):

@@ -100,7 +100,6 @@ class Store:
         self.image_shape: tuple[int, ...] = tuple(self.attrs["image_shape"])
         self._info = {name: container.info(name) for name in names}
         self._length = self._info["measurement"].shape[0] if self._info["measurement"].shape else 0
-        self.is_complex = self._info["measurement"].dtype.kind == "c"
         self._kept: dict[str, NDArray[Any]] = {}
         self._parameters = [name for name in names if name.startswith("operator_")]
         self._check()
@@ -108,7 +107,7 @@ class Store:
         self.coords = {name: _text(container.read(name)) for name in listed if name in self._info}
         self.scale: NDArray[np.floating[Any]] = container.read("scale")
         _require(self.path, "scale", "finite and above zero", np.isfinite(self.scale) & (self.scale > 0))
-        self._check_operator()
+        self.is_complex = self._check_operator().is_complex()
 
     def _check(self) -> None:
         if self._length == 0:
@@ -124,7 +123,8 @@ class Store:
                 f"{self.path}: measurement must be float or complex, got {self._info['measurement'].dtype}"
             )
 
-    def _check_operator(self) -> None:
+    def _check_operator(self) -> Tensor:
+        """Apply the first scan's adjoint, and return the image of zeros that it gives."""
         first = np.arange(1)
         y = torch.zeros(1, *self._info["measurement"].shape[1:], dtype=self.dtype)
         try:
@@ -140,6 +140,7 @@ class Store:
                 f"{self.path}: image_shape is {self.image_shape}, but its operator measures images of shape "
                 f"{tuple(image.shape[1:])}"
             )
+        return image
 
     def __len__(self) -> int:
         return self._length

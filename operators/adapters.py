@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ambient_sci.errors import DataError
 from ambient_sci.operators.base import LinearOperator, OperatorSpec
-from ambient_sci.operators.mask import as_mask, drop
+from ambient_sci.operators.mask import as_mask, as_shape, drop
 
 if TYPE_CHECKING:
     from deepinv.physics import LinearPhysics
@@ -51,9 +51,9 @@ class Functions(LinearOperator):
     kind = "functions"
 
     def __init__(self, rows: Tensor, forward: Map, adjoint: Map, image_shape: Sequence[int]) -> None:
-        self._rows = as_mask(rows)
+        self._rows = as_mask(rows, "rows")
         self.forward, self.back = forward, adjoint
-        self.image_shape = tuple(int(size) for size in image_shape)
+        self.image_shape = as_shape(image_shape, "image_shape")
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -122,7 +122,8 @@ def from_functions(
     Functions
         The operator; thinning drops single values of the measurement.
     """
-    return Functions(torch.ones(batch, *measurement_shape), forward, adjoint, image_shape)
+    rows = torch.ones(*as_shape([batch], "batch"), *as_shape(measurement_shape, "measurement_shape"))
+    return Functions(rows, forward, adjoint, image_shape)
 
 
 def from_sigpy(linop: "Linop", batch: int = 1) -> Functions:

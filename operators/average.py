@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ambient_sci.errors import DataError
 from ambient_sci.operators.base import LinearOperator
-from ambient_sci.operators.mask import as_mask, drop
+from ambient_sci.operators.mask import as_mask, as_shape, drop
 
 __all__ = ["Average"]
 
@@ -40,10 +40,10 @@ class Average(LinearOperator):
 
     def __init__(self, mask: Tensor, block: Sequence[int]) -> None:
         self.mask = as_mask(mask)
-        self.block = tuple(int(side) for side in block)
         if mask.ndim < 3:
             raise DataError(f"mask must be (batch, channel or 1, *blocks), got shape {tuple(mask.shape)}")
-        if len(self.block) != mask.ndim - 2 or min(self.block) < 1:
+        self.block = as_shape(block, "block")
+        if len(self.block) != mask.ndim - 2:
             raise DataError(f"block must be {mask.ndim - 2} positive numbers, one for each axis, got {self.block}")
 
     @property

@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Self, SupportsIndex
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from ambient_sci import registry
@@ -300,22 +301,20 @@ class _Apply(torch.autograd.Function):
 
 def _apply(x: Tensor, operator: LinearOperator, apply: str, adjoint: str) -> Tensor:
     for name, value in operator.parameters.items():
-        if _varies(value):  # the derivative would be zero, silently
+        tracked = value.requires_grad and torch.is_grad_enabled()
+        if tracked or transformed(value) or unpack_dual(value).tangent is not None:  # whose derivatives would be zeros
             raise DataError(
-                f"operators have derivatives in images and measurements, not in parameters: detach {name}, "
-                "and in place of a vmap over parameters give one operator a batch of them"
+                f"{name} of the operator is being differentiated or transformed, which only images and measurements "
+                "can be: detach it, make operators and slices of them outside of what torch.func transforms, "
+                "and a batch of scans in place of a vmap"
             )
     function: Callable[..., Tensor] = _Apply.apply  # typed, as torch's is not
     return function(x, operator, apply, adjoint)
 
 
-def _varies(value: Tensor) -> bool:
-    """Whether a tensor is being differentiated in either mode, or mapped over by ``torch.func.vmap``."""
-    if value.requires_grad and torch.is_grad_enabled():
-        return True
-    if torch.compiler.is_compiling():  # which cannot ask for more
-        return False
-    return unpack_dual(value).tangent is not None or torch.func.debug_unwrap(value).ndim != value.ndim
+def transformed(t: Tensor) -> bool:
+    """Whether a tensor is one that a transform of ``torch.func`` works on; the compiler cannot tell."""
+    return not torch.compiler.is_compiling() and is_functorch_wrapped_tensor(t)
 
 
 def collate(operators: Sequence[LinearOperator]) -> LinearOperator:

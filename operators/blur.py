@@ -11,6 +11,7 @@ Images ``(batch, channel, *spatial)``, real or complex; kernels ``(batch, *size)
 measurement ``(batch, channel, *pixels)``.
 """
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from ambient_sci.errors import DataError
 from ambient_sci.operators.base import LinearOperator
-from ambient_sci.operators.mask import as_mask, drop
+from ambient_sci.operators.mask import as_mask, as_shape, drop
 
 __all__ = ["Blur", "gaussian_kernel", "motion_kernel"]
 
@@ -44,7 +45,7 @@ class Blur(LinearOperator):
     Raises
     ------
     DataError
-        If kernel, shape and mask do not go together.
+        If kernels are no finite numbers, or if kernel, shape and mask do not go together.
     """
 
     kind = "blur"
@@ -53,18 +54,22 @@ class Blur(LinearOperator):
         self, kernel: Tensor, shape: Sequence[int], boundary: Boundary = "circular", mask: Tensor | None = None
     ) -> None:
         self.kernel = kernel
-        self.shape = tuple(int(length) for length in shape)
+        self.shape = as_shape(shape)
         self.boundary: Boundary = boundary
         if boundary not in ("circular", "valid"):
             raise DataError(f"boundary must be 'circular' or 'valid', got {boundary!r}")
+        if not isinstance(kernel, Tensor) or not (kernel.is_floating_point() or kernel.is_complex()):
+            raise DataError(f"kernel must be a real or complex tensor, got {getattr(kernel, 'dtype', type(kernel))}")
+        if not bool(torch.isfinite(kernel).all()):
+            raise DataError("kernel must be finite, got NaN or infinite values")
         size = tuple(kernel.shape[1:])
-        if len(size) != len(self.shape) or any(k > n for k, n in zip(size, self.shape, strict=True)):
+        if 0 in size or len(size) != len(self.shape) or any(k > n for k, n in zip(size, self.shape, strict=True)):
             raise DataError(f"kernel must be (batch, *size) and no larger than the image {self.shape}, got {size}")
         less = [k - 1 if boundary == "valid" else 0 for k in size]
         self.pixels = tuple(n - k for n, k in zip(self.shape, less, strict=True))
         wanted = (len(kernel), 1, *self.pixels)
-        real = kernel.real if kernel.is_complex() else kernel
-        self.mask = torch.ones(wanted, dtype=real.dtype, device=kernel.device) if mask is None else as_mask(mask)
+        mask = torch.ones(wanted, device=kernel.device) if mask is None else as_mask(mask)
+        self.mask = mask.to(kernel.dtype.to_real())
         if tuple(self.mask.shape) != wanted:
             raise DataError(f"mask must be (batch, 1, *pixels) = {wanted}, got {tuple(self.mask.shape)}")
 
@@ -156,9 +161,11 @@ def gaussian_kernel(width: Tensor, size: Sequence[int]) -> Tensor:
     Tensor
         ``(batch, *size)``.
     """
+    size = as_shape(size, "size")
     width = width[:, None].expand(-1, len(size)) if width.ndim == 1 else width
-    if width.ndim != 2 or width.shape[1] != len(size) or not bool((width > 0).all()):
-        raise DataError(f"width must be positive, (batch,) or (batch, {len(size)}), got shape {tuple(width.shape)}")
+    fits = width.ndim == 2 and width.shape[1] == len(size) and width.is_floating_point()
+    if not fits or not bool(((width > 0) & (width < math.inf)).all()):
+        raise DataError(f"width must be positive and finite, (batch,) or (batch, {len(size)}), got {width.tolist()}")
     kernel = torch.ones(len(width), *size, dtype=width.dtype, device=width.device)
     for axis, length in enumerate(size):
         place = torch.arange(length, dtype=width.dtype, device=width.device) - length // 2
@@ -184,6 +191,16 @@ def motion_kernel(length: Tensor, angle: Tensor, size: int) -> Tensor:
     Tensor
         ``(batch, size, size)``: the way in fine steps, each shared by the four pixels around it.
     """
+    (size,) = as_shape([size], "size")
+    if (
+        length.ndim != 1
+        or angle.shape != length.shape
+        or not (length.is_floating_point() and angle.dtype == length.dtype)
+    ):
+        got = " and ".join(f"{t.dtype} of shape {tuple(t.shape)}" for t in (length, angle))
+        raise DataError(f"length and angle must be real numbers of the same type, (batch,) each, got {got}")
+    if not bool(torch.isfinite(angle).all()):
+        raise DataError(f"angle must be finite, got {angle.tolist()}")
     longest = 2 * (size - 1 - size // 2)
     if not bool(((length >= 0) & (length <= longest)).all()):
         raise DataError(f"length must be between 0 and {longest} for kernels of {size} pixels, got {length.tolist()}")

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ambient_sci.errors import DataError
 from ambient_sci.operators.base import LinearOperator, OperatorSpec, from_spec
+from ambient_sci.operators.mask import as_shape
 
 __all__ = ["Adjoint", "Compose", "Composite", "Scale", "Sum", "VStack", "vstack"]
 
@@ -300,7 +301,7 @@ class VStack(Composite):
 
     def __init__(self, *operators: LinearOperator, channels: int = 1) -> None:
         super().__init__(*operators)
-        self.channels = int(channels)
+        (self.channels,) = as_shape([channels], "channels")
         self._shapes = [part.measurement_shape(self.channels) for part in operators]
         self._sizes = [math.prod(shape) for shape in self._shapes]
 

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from ambient_sci.errors import DataError
 from ambient_sci.operators.base import LinearOperator
-from ambient_sci.operators.mask import as_mask, drop
+from ambient_sci.operators.mask import as_mask, as_shape, drop
 
-__all__ = ["Fourier", "calibration_region", "centred_fft", "centred_ifft", "centring", "filtered", "uncentred"]
+__all__ = ["Fourier", "calibration_region", "centred_fft", "centred_ifft", "centring", "filtered", "gram_filter"]
 
 
 class Fourier(LinearOperator):
@@ -43,14 +43,13 @@ class Fourier(LinearOperator):
 
     def __init__(self, mask: Tensor, shape: Sequence[int] | None = None, calibration: int = 0) -> None:
         self.mask = as_mask(mask)
-        self.shape = tuple(int(size) for size in (mask.shape[2:] if shape is None else shape))
-        self.calibration = int(calibration)
-        _check_mask(self.mask, self.shape, 1, self.calibration)
+        self.shape = as_shape(self.mask.shape[2:] or (1,) if shape is None else shape)
+        self.calibration = _check_mask(self.mask, self.shape, 1, calibration)
         self._axes = tuple(range(-len(self.shape), 0))
         phase = centring(self.shape, self.mask.device, self.mask.dtype)
         self._pre = phase
         self._post = self.mask * (phase * _constant(self.shape))
-        self._filter = uncentred(self.mask)
+        self._filter = gram_filter(self.mask)
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -141,21 +140,26 @@ def centred_ifft(y: Tensor, axes: int = 2) -> Tensor:
     return x
 
 
-def uncentred(mask: Tensor) -> Tensor:
-    """Reorder a mask as the FFT without centring has it; axes of size one stay."""
-    result: Tensor = torch.fft.ifftshift(mask, dim=tuple(range(2, mask.ndim)))
+def gram_filter(mask: Tensor) -> Tensor:
+    """Turn a mask into what `filtered` multiplies with: complex, in the order of a transform that is not centred.
+
+    The scale of the transforms is in it, which saves one of them a pass over the image.
+    """
+    spatial = range(2, mask.ndim)
+    sampled = math.prod(size for size in mask.shape[2:] if size > 1)
+    result: Tensor = torch.fft.ifftshift(mask / sampled, dim=tuple(spatial)).to(mask.dtype.to_complex())
     return result
 
 
-def filtered(x: Tensor, mask: Tensor) -> Tensor:
-    """Apply :math:`F^H M F` with an `uncentred` mask.
+def filtered(x: Tensor, filter: Tensor) -> Tensor:
+    """Apply :math:`F^H M F` with the `gram_filter` of a mask.
 
     The phases of the centring cancel, and so does the whole transform along axes on which the mask does not depend.
     """
-    axes = tuple(axis for axis in range(2 - mask.ndim, 0) if mask.shape[axis] > 1)
+    axes = tuple(axis for axis in range(2 - filter.ndim, 0) if filter.shape[axis] > 1)
     if not axes:
-        return x * mask
-    result: Tensor = torch.fft.ifftn(torch.fft.fftn(x, dim=axes).mul_(mask), dim=axes)
+        return x * filter
+    result: Tensor = torch.fft.ifftn(torch.fft.fftn(x, dim=axes).mul_(filter), dim=axes, norm="forward")
     return result
 
 
@@ -172,12 +176,15 @@ def calibration_region(mask: Tensor, shape: Sequence[int], width: int) -> Tensor
     return region if region.ndim else region.expand(mask.shape)
 
 
-def _check_mask(mask: Tensor, shape: Sequence[int], channels: int, calibration: int) -> None:
-    fits = len(shape) > 0 and mask.ndim == 2 + len(shape) and mask.shape[1] in (1, channels)
+def _check_mask(mask: Tensor, shape: Sequence[int], channels: int, calibration: int) -> int:
+    """Check that a mask fits images, and return the calibration width, a whole number that fits the mask."""
+    fits = mask.ndim == 2 + len(shape) and mask.shape[1] in (1, channels)
     if not fits or any(got not in (1, want) for got, want in zip(mask.shape[2:], shape, strict=True)):
-        axes = ", ".join(f"{size} or 1" for size in shape) or "*spatial"
+        axes = ", ".join(f"{size} or 1" for size in shape) if mask.ndim > 2 else "*spatial"
         channel = "1" if channels == 1 else f"1 or {channels}"
         raise DataError(f"mask must be (batch, {channel}, {axes}), got {tuple(mask.shape)}")
-    narrowest = min((size for size in mask.shape[2:] if size > 1), default=calibration)
-    if not 0 <= calibration <= narrowest:
-        raise DataError(f"calibration must be between 0 and the {narrowest} samples of the mask, got {calibration}")
+    narrowest = min((size for size in mask.shape[2:] if size > 1), default=None)
+    if calibration != int(calibration) or not 0 <= calibration <= (calibration if narrowest is None else narrowest):
+        most = "" if narrowest is None else f" and the {narrowest} samples of the mask"
+        raise DataError(f"calibration must be a whole number between 0{most}, got {calibration}")
+    return int(calibration)

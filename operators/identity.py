@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ambient_sci.errors import DataError
 from ambient_sci.operators.base import LinearOperator
-from ambient_sci.operators.mask import Mask, drop
+from ambient_sci.operators.mask import Mask, as_shape, drop
 
 __all__ = ["Identity"]
 
@@ -27,13 +27,21 @@ class Identity(LinearOperator):
         Placeholder for the batch axis, ``(batch, 1)``; made when ``batch`` is given.
     batch
         Number of scans.
+
+    Raises
+    ------
+    DataError
+        If shape or batch are no whole numbers of at least 1, or the placeholder is none.
     """
 
     kind = "identity"
 
     def __init__(self, shape: Sequence[int], scans: Tensor | None = None, batch: int = 1) -> None:
-        self.shape = tuple(int(size) for size in shape)
-        self.scans = torch.ones(batch, 1) if scans is None else scans
+        self.shape = as_shape(shape)
+        self.scans = torch.ones(*as_shape([batch], "batch"), 1) if scans is None else scans
+        if self.scans.shape[1:] != (1,) or not self.scans.is_floating_point():
+            got = f"{self.scans.dtype} of shape {tuple(self.scans.shape)}"
+            raise DataError(f"scans must be real numbers (batch, 1), got {got}")
 
     @property
     def parameters(self) -> dict[str, Tensor]:

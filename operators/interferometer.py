@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ambient_sci.errors import DataError
 from ambient_sci.operators.base import LinearOperator
-from ambient_sci.operators.mask import drop
+from ambient_sci.operators.mask import as_shape, drop
 from ambient_sci.operators.nufft import Nufft
 
 __all__ = ["ARCSEC", "MAS", "Interferometer", "primary_beam"]
@@ -93,7 +93,7 @@ class Interferometer(LinearOperator):
             )
         batch, visibilities, _ = uv.shape
         self.uv = uv
-        self.shape = tuple(int(size) for size in shape)
+        self.shape = as_shape(shape)
         self.pixel_size = float(pixel_size)
         self.backend = backend
         self.tolerance = tolerance
@@ -113,7 +113,7 @@ class Interferometer(LinearOperator):
 
     def _check_arguments(self) -> None:
         leading = tuple(self.uv.shape[:2])
-        if len(self.shape) != 2 or min(self.shape) < 1:
+        if len(self.shape) != 2:
             raise DataError(f"shape must be (height, width), got {self.shape}")
         if self.weights.shape != leading or not bool((self.weights >= 0).all()):
             raise DataError(f"weights must be 0 or more, of shape {leading}, got shape {tuple(self.weights.shape)}")
@@ -211,7 +211,7 @@ def primary_beam(
     form
         ``"gaussian"``, with a full width at half maximum of :math:`1.13 \lambda / D`: what ALMA's dishes have, whose
         receivers see the rim at -10 dB (ALMA Technical Handbook, section Single-dish Response). ``"airy"`` for a dish
-        that is illuminated evenly, :math:`(2 J_1(x) / x)^2` with :math:`x = \pi D \sin	heta / \lambda` and a width
+        that is illuminated evenly, :math:`(2 J_1(x) / x)^2` with :math:`x = \pi D \sin \theta / \lambda` and a width
         of :math:`1.03 \lambda / D`, as is nearly true of the VLA's.
 
     Returns

@@ -6,6 +6,8 @@ with a mask :math:`m` of ones and zeros for every scan: missing pixels, boxes, b
 *spatial)``, real or complex; mask ``(batch, channel or 1, *spatial)``.
 """
 
+from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 from ambient_sci.errors import DataError
 from ambient_sci.operators.base import LinearOperator
 
-__all__ = ["Mask", "as_mask", "drop"]
+__all__ = ["Mask", "as_mask", "as_shape", "drop"]
 
 
 class Mask(LinearOperator):
@@ -71,18 +73,35 @@ class Mask(LinearOperator):
         return self(n)
 
 
-def as_mask(mask: Tensor) -> Tensor:
+def as_mask(mask: Tensor, name: str = "mask") -> Tensor:
     """Check that a mask consists of zeros and ones, and return it as a real tensor."""
+    if not isinstance(mask, Tensor):
+        raise DataError(f"{name} must be a tensor, got {type(mask).__name__}")
     if mask.is_complex():
-        raise DataError("mask must be bool or real, got complex values")
+        raise DataError(f"{name} must be bool or real, got complex values")
+    if 0 in mask.shape[1:]:
+        raise DataError(f"{name} must not be empty, got shape {tuple(mask.shape)}")
     mask = mask if mask.is_floating_point() else mask.to(torch.float32)
     if not bool(((mask == 0) | (mask == 1)).all()):
-        raise DataError("mask must consist of zeros and ones only (a weight belongs in noise_std)")
+        raise DataError(f"{name} must consist of zeros and ones only (a weight belongs in noise_std)")
     return mask
+
+
+def as_shape(shape: Sequence[int], name: str = "shape") -> tuple[int, ...]:
+    """Check that a shape consists of whole numbers of at least 1."""
+    try:
+        sizes = tuple(index(size) for size in shape)
+    except TypeError as error:
+        raise DataError(f"{name} must be whole numbers, one for each axis, got {shape!r}") from error
+    if not sizes or min(sizes) < 1:
+        raise DataError(f"{name} must be whole numbers of at least 1, got {sizes}")
+    return sizes
 
 
 def drop(mask: Tensor, fraction: float, generator: torch.Generator, keep: Any = 0.0) -> Tensor:
     """Zero each entry of a mask with probability ``fraction``, except where ``keep`` is one."""
+    if not isinstance(generator, torch.Generator):
+        raise DataError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     if not 0 <= fraction <= 1:
         raise DataError(f"fraction must be between 0 and 1, got {fraction}")
     survives = torch.rand(mask.shape, generator=generator) >= fraction

@@ -33,9 +33,9 @@ from torch import Tensor
 from ambient_sci.errors import DataError
 from ambient_sci.operators.backends import Backend, choose
 from ambient_sci.operators.base import LinearOperator
-from ambient_sci.operators.mask import drop
+from ambient_sci.operators.mask import as_shape, drop
 from ambient_sci.operators.parallel import own, share
-from ambient_sci.operators.sense import combine, joined, seen
+from ambient_sci.operators.sense import check_maps, combine, joined, seen
 
 __all__ = ["Nufft"]
 
@@ -85,7 +85,7 @@ class Nufft(LinearOperator):
         tolerance: float | None = None,
     ) -> None:
         self.trajectory = trajectory
-        self.shape = tuple(int(size) for size in shape)
+        self.shape = as_shape(shape)
         self.maps = maps
         self.weights = trajectory.new_ones(trajectory.shape[:2]) if weights is None else weights
         self.readout = int(readout)
@@ -95,8 +95,8 @@ class Nufft(LinearOperator):
 
     def _check_arguments(self) -> None:
         k, shape, maps, weights = self.trajectory, self.shape, self.maps, self.weights
-        if not 1 <= len(shape) <= 3 or min(shape) < 1:
-            raise DataError(f"shape must be one to three positive sizes, got {shape}")
+        if len(shape) > 3:
+            raise DataError(f"shape must be one to three sizes, got {shape}")
         if not k.is_floating_point() or k.ndim != 3 or k.shape[2] != len(shape) or not bool(k.isfinite().all()):
             want = f"finite real (batch, samples, {len(shape)}) in radians per pixel"
             raise DataError(f"trajectory must be {want}, got {k.dtype} of shape {tuple(k.shape)}")
@@ -106,12 +106,15 @@ class Nufft(LinearOperator):
                 f"{float(k.abs().max()):.4g}: ambient_sci.operators.units converts others"
             )
         if maps is not None:
-            fits = maps.is_complex() and maps.ndim in (2 + len(shape), 3 + len(shape)) and maps.shape[0] == k.shape[0]
-            if not fits or tuple(maps.shape[-len(shape) :]) != shape:
-                want = f"complex ({k.shape[0]}, [set,] coil, {', '.join(map(str, shape))})"
-                raise DataError(f"maps must be {want}, got {maps.dtype} of shape {tuple(maps.shape)}")
-        if weights.is_complex() or weights.shape != k.shape[:2] or not bool((weights >= 0).all()):
-            want = f"0 or more, real, of shape {tuple(k.shape[:2])}"
+            check_maps(maps, k.shape[0], len(shape))
+            if tuple(maps.shape[-len(shape) :]) != shape:
+                raise DataError(f"maps must be of the shape of the image, {shape}, got {tuple(maps.shape)}")
+        if (
+            weights.is_complex()
+            or weights.shape != k.shape[:2]
+            or not bool(((weights >= 0) & weights.isfinite()).all())
+        ):
+            want = f"0 or more, finite, real, of shape {tuple(k.shape[:2])}"
             raise DataError(f"weights must be {want}, got {weights.dtype} of shape {tuple(weights.shape)}")
         if self.readout < 1 or k.shape[1] % self.readout:
             raise DataError(f"readout must divide the number of samples, {k.shape[1]}, got {self.readout}")
@@ -165,7 +168,10 @@ class Nufft(LinearOperator):
 
     @cached_property
     def _spectra(self) -> list[Tensor]:
-        r"""Spectra :math:`2^{-d} \kappa_p`, each ``(batch, 1, *spatial)``, in the order of `_parities`."""
+        r"""Spectra :math:`2^{-d} \kappa_p / N`, each ``(batch, 1, *spatial)``, in the order of `_parities`.
+
+        Complex, though they are real, since complex numbers multiply complex ones without a conversion.
+        """
         double = [2 * size for size in self.shape]
         # needed once, so in double precision and with a smaller error than the transforms
         backend = choose(self.backend, self.trajectory.device)
@@ -174,22 +180,23 @@ class Nufft(LinearOperator):
         axes = tuple(range(2, psf.ndim))
         for axis in axes:
             psf.select(axis, 0).zero_()  # never needed, and without it the spectrum is real
-        spectrum = torch.fft.fftn(torch.fft.ifftshift(psf, dim=axes), dim=axes).real / 2 ** len(axes)
+        spectrum = torch.fft.fftn(torch.fft.ifftshift(psf, dim=axes), dim=axes).real / math.prod(double)
         every = (slice(parity, None, 2) for parity in (0, 1))
         return [
-            spectrum[(..., *part)].to(self.trajectory.dtype).contiguous()
+            spectrum[(..., *part)].to(self.trajectory.dtype.to_complex()).contiguous()
             for part in itertools.product(list(every), repeat=len(axes))
         ]
 
     @cached_property
-    def _parities(self) -> list[Tensor]:
-        """Phases :math:`m_p`, each ``(*spatial)``."""
+    def _parities(self) -> list[tuple[Tensor, Tensor]]:
+        """Phases :math:`m_p` and their conjugates, each ``(*spatial)``."""
         phases = []
         for parity in itertools.product((0, 1), repeat=len(self.shape)):
             phase = torch.ones((), dtype=torch.complex128)
             for p, size in zip(parity, self.shape, strict=True):
                 phase = phase[..., None] * torch.exp(-1j * math.pi * p * torch.arange(size, dtype=torch.float64) / size)
-            phases.append(phase.to(self.trajectory.device, self.trajectory.dtype.to_complex()))
+            phase = phase.to(self.trajectory.device, self.trajectory.dtype.to_complex())
+            phases.append((phase, phase.conj().resolve_conj()))
         return phases
 
     def __getstate__(self) -> dict[str, Any]:
@@ -215,16 +222,20 @@ class Nufft(LinearOperator):
                 combine(total, self._convolve(seen(x, one), spectra), one)
             return total.conj_physical_()
 
-        return joined(share(work, x, 1 if maps is None else maps.shape[2], math.prod(self.shape)))
+        pixels = len(every) * math.prod(self.shape)
+        return joined(share(work, x, 1 if maps is None else maps.shape[2], pixels))
 
     def _convolve(self, x: Tensor, spectra: list[Tensor]) -> Tensor:
         axes = tuple(range(2, x.ndim))
-        # parity zero has no phase
-        result: Tensor = torch.fft.ifftn(torch.fft.fftn(x, dim=axes).mul_(spectra[0]), dim=axes)
-        for phase, spectrum in zip(self._parities[1:], spectra[1:], strict=True):
-            part = torch.fft.ifftn(torch.fft.fftn(x * phase, dim=axes).mul_(spectrum), dim=axes)
-            result.addcmul_(part, phase.conj())
-        return result
+
+        def convolve(image: Tensor, spectrum: Tensor) -> Tensor:
+            result: Tensor = torch.fft.ifftn(torch.fft.fftn(image, dim=axes).mul_(spectrum), dim=axes, norm="forward")
+            return result
+
+        total = convolve(x, spectra[0])  # parity zero has no phase
+        for (phase, back), spectrum in zip(self._parities[1:], spectra[1:], strict=True):
+            total.addcmul_(convolve(x * phase, spectrum), back)
+        return total
 
     def trajectory_gradient(self, x: Tensor, y: Tensor) -> Tensor:
         r"""Gradient of :math:`\mathrm{Re} \langle y, A x \rangle` with respect to the trajectory.

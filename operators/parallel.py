@@ -22,6 +22,7 @@ __all__ = ["own", "share"]
 T = TypeVar("T")
 
 PIECE = 1 << 16  # pixels of a piece: several complex images of this size fit a core's second-level cache
+WORTH = 1 << 20  # pixels of all coils and scans below which waking threads costs more than it gains
 
 
 def share(work: Callable[[Tensor, slice, range], T], values: Tensor, coils: int, pixels: int) -> list[list[T]]:
@@ -33,11 +34,11 @@ def share(work: Callable[[Tensor, slice, range], T], values: Tensor, coils: int,
         Called with the values of some scans, with the slice that they are, and with some coils; in any order, on any
         thread, and without gradients.
     values
-        Images or measurements, ``(batch, ...)``; anywhere but on the CPU they are one piece.
+        Images or measurements, ``(batch, ...)``; anywhere but on the CPU, or if they are small, they are one piece.
     coils
         Number of coils.
     pixels
-        Pixels of one scan's image, by which the size of a piece is chosen.
+        Pixels that are worked on for one coil of one scan, by which the size of a piece is chosen.
 
     Returns
     -------
@@ -46,7 +47,7 @@ def share(work: Callable[[Tensor, slice, range], T], values: Tensor, coils: int,
     """
     values = values.detach()
     scans = len(values)
-    if values.device.type != "cpu":
+    if values.device.type != "cpu" or scans * coils * pixels <= WORTH:
         return [[work(values, slice(0, scans), range(coils))]]
     threads = torch.get_num_threads()
     size = max(1, min(PIECE // pixels, math.ceil(scans / threads)))

@@ -29,12 +29,12 @@ from ambient_sci.operators.fourier import (
     centred_fft,
     centring,
     filtered,
-    uncentred,
+    gram_filter,
 )
 from ambient_sci.operators.mask import as_mask, drop
 from ambient_sci.operators.parallel import own, share
 
-__all__ = ["Sense", "combine", "joined", "seen"]
+__all__ = ["Sense", "check_maps", "combine", "joined", "seen"]
 
 
 class Sense(LinearOperator):
@@ -57,18 +57,12 @@ class Sense(LinearOperator):
     def __init__(self, mask: Tensor, maps: Tensor, calibration: int = 0) -> None:
         self.mask = as_mask(mask)
         self.maps = maps
-        self.calibration = int(calibration)
-        if not maps.is_complex() or maps.ndim not in (mask.ndim, mask.ndim + 1) or maps.shape[0] != mask.shape[0]:
-            axes = ", ".join("*" * (mask.ndim - 2)) or "*spatial"
-            raise DataError(
-                f"maps must be complex (batch, [set,] coil, {axes}) with the mask's batch of {mask.shape[0]}, "
-                f"got {maps.dtype} of shape {tuple(maps.shape)}"
-            )
+        check_maps(maps, mask.shape[0], mask.ndim - 2)
         # with the axis of the sets, (batch, set, coil, *spatial)
         self._sets = maps if maps.ndim > mask.ndim else maps[:, None]
         self.shape: Sequence[int] = tuple(maps.shape[maps.ndim - mask.ndim + 2 :])
         self.mask = self.mask.to(maps.real.dtype)
-        _check_mask(self.mask, self.shape, self.coils, self.calibration)
+        self.calibration = _check_mask(self.mask, self.shape, self.coils, calibration)
         self._axes = tuple(range(-len(self.shape), 0))
 
     @property
@@ -107,7 +101,7 @@ class Sense(LinearOperator):
 
     @cached_property
     def _filter(self) -> Tensor:
-        return uncentred(self.mask)
+        return gram_filter(self.mask)
 
     def __getstate__(self) -> dict[str, Any]:
         made = ("_phase", "_post", "_filter")
@@ -187,6 +181,18 @@ class Sense(LinearOperator):
 
 def _coil(tensor: Tensor, coil: int) -> Tensor:
     return tensor[:, coil : coil + 1] if tensor.shape[1] > 1 else tensor
+
+
+def check_maps(maps: Tensor, batch: int, axes: int) -> None:
+    """Check coil sensitivity maps of a batch of images of so many axes."""
+    if not isinstance(maps, Tensor):
+        raise DataError(f"maps must be a tensor, got {type(maps).__name__}")
+    fits = maps.is_complex() and maps.ndim in (2 + axes, 3 + axes) and maps.shape[0] == batch
+    if not fits or 0 in maps.shape[1:] or not bool(maps.isfinite().all()):
+        raise DataError(
+            f"maps must be finite, complex (batch, [set,] coil, *spatial) with the batch of {batch} and {axes} spatial "
+            f"axes, got {maps.dtype} of shape {tuple(maps.shape)}"
+        )
 
 
 def seen(x: Tensor, maps: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from ambient_sci.errors import DataError
-from ambient_sci.operators.base import LinearOperator, _apply
+from ambient_sci.operators.base import LinearOperator, _apply, transformed
 
 __all__ = ["conjugate_gradient", "dot", "least_squares", "operator_norm"]
 
@@ -68,9 +68,9 @@ def conjugate_gradient(
         A scan whose residual norm has fallen below this part of its right-hand side's is left as it is. So is one along
         whose direction the map turns out not to be positive.
     implicit
-        Whether derivatives are those of the exact solution, in ``rhs`` and in whatever ``apply`` depends on. They take
-        one more solve, as accurate as ``iterations`` and ``tolerance`` make it, and the memory of one application.
-        Otherwise, derivatives go through the iterations, all of which are kept in memory.
+        Whether derivatives are those of the exact solution, in ``rhs`` and in whatever ``apply`` depends on (in
+        ``start`` there are none). They take one more solve, as accurate as ``iterations`` and ``tolerance`` make it,
+        and the memory of one application. Otherwise, derivatives go through the iterations, which are all kept.
 
     Returns
     -------
@@ -132,7 +132,7 @@ def _watched(*tensors: Tensor) -> bool:
     """Whether derivatives, a transform of ``torch.func`` or the compiler may need the values that tensors have now."""
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
         return True
-    return any(torch.func.debug_unwrap(t) is not t for t in tensors)
+    return any(map(transformed, tensors))
 
 
 class _Solution(torch.autograd.Function):
@@ -236,12 +236,12 @@ def least_squares(
     DataError
         If ``damp`` is negative, no number, or of another batch.
     """
-    delta = (damp if isinstance(damp, Tensor) else torch.tensor(damp, dtype=torch.float64)).reshape(-1)
-    if len(delta) not in (1, y.shape[0]) or not bool(((delta >= 0) & (delta < math.inf)).all()):
+    delta = torch.as_tensor(damp)
+    if delta.shape not in ((), (1,), (y.shape[0],)) or not bool(((delta >= 0) & (delta < math.inf)).all()):
         raise DataError(f"damp must be one number or ({y.shape[0]},), at least 0 and finite, got {damp}")
     operator._check_measurement(y)
     operator._check_batch(y)
-    solver: Any = _LeastSquares(operator, delta.to(y.device, y.real.dtype), iterations, tolerance, real)
+    solver: Any = _LeastSquares(operator, damp, iterations, tolerance, real)
     return _apply(y, solver, "_forward", "_adjoint")
 
 
@@ -250,18 +250,18 @@ class _LeastSquares:
     """The linear map from measurements to images that are least squares, and its adjoint."""
 
     operator: LinearOperator
-    damp: Tensor
+    damp: float | Tensor
     iterations: int
     tolerance: float
     real: bool
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        return {**self.operator.parameters, "damp": self.damp}
+        return {**self.operator.parameters, **({"damp": self.damp} if isinstance(self.damp, Tensor) else {})}
 
     @property
     def batch(self) -> int:
-        return max(self.operator.batch, len(self.damp))
+        return max(self.operator.batch, torch.as_tensor(self.damp).numel())
 
     def _back(self, y: Tensor) -> Tensor:
         x = self.operator.adjoint(y)
@@ -274,8 +274,9 @@ class _LeastSquares:
         return _lsqr(self._back, self.operator, x, self.damp, self.iterations, self.tolerance)
 
 
-def _lsqr(forward: Map, back: Map, rhs: Tensor, damp: Tensor, iterations: int, tolerance: float) -> Tensor:
+def _lsqr(forward: Map, back: Map, rhs: Tensor, damp: float | Tensor, iterations: int, tolerance: float) -> Tensor:
     """LSQR in the notation of its paper; Greek and Latin letters of numbers are ``(batch,)``."""
+    delta = torch.as_tensor(damp, dtype=rhs.real.dtype, device=rhs.device)
     beta, u = _normalised(rhs.clone())
     alpha, v = _normalised(back(u))
     x, w = torch.zeros_like(v), v.clone()
@@ -284,11 +285,11 @@ def _lsqr(forward: Map, back: Map, rhs: Tensor, damp: Tensor, iterations: int, t
     enough, active = tolerance * beta, alpha * beta > 0
     for _ in range(iterations):
         beta, u = _normalised(forward(v).sub_(u.mul_(_per_scan(alpha, u))))
-        size = size + beta**2 + damp**2
+        size = size + beta**2 + delta**2
         alpha, v = _normalised(back(u).sub_(v.mul_(_per_scan(beta, v))))
         # one rotation takes the damping away, the next one beta
-        rho_hat = torch.hypot(rho_bar, damp).clamp_min(tiny)
-        rest = torch.hypot(rest, damp / rho_hat * phi_bar)
+        rho_hat = torch.hypot(rho_bar, delta).clamp_min(tiny)
+        rest = torch.hypot(rest, delta / rho_hat * phi_bar)
         phi_bar = rho_bar / rho_hat * phi_bar
         rho = torch.hypot(rho_hat, beta).clamp_min(tiny)
         c, s = rho_hat / rho, beta / rho

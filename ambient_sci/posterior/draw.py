@@ -79,12 +79,13 @@ def draw_posterior(
         Label of a progress bar.
     """
     first = measurement[0]
-    shape = tuple(first.operator.adjoint(first.y).shape[1:])
+    image = first.operator.adjoint(first.y)
+    shape = tuple(image.shape[1:])
     fits = shape == prior.image_shape or (any_size and len(shape) == 3 and shape[0] == prior.image_shape[0])
-    if not fits or measurement.y.is_complex() != prior.is_complex:
+    if not fits or image.is_complex() != prior.is_complex:
         raise ConfigError(
             f"the prior is one of {'complex' if prior.is_complex else 'real'} images of shape {prior.image_shape}, "
-            f"the scans are of {'complex' if measurement.y.is_complex() else 'real'} images of shape {shape}; "
+            f"the scans are of {'complex' if image.is_complex() else 'real'} images of shape {shape}; "
             "a 2-D size can differ with any_size (--any-size), where what is seen is about as large in pixels"
         )
     ambient = isinstance(prior.denoiser, AmbientDenoiser)

@@ -17,9 +17,12 @@ from torch import nn
 
 from ambient_sci.checkpoint import load_tensors
 from ambient_sci.config import TrainConfig
-from ambient_sci.datasets import open_store, simulate
+from ambient_sci.datasets import StoreWriter, estimate_scale, open_store, simulate
 from ambient_sci.errors import ConfigError, DataError, OutputError, StoreError
+from ambient_sci.measurement import Measurement
+from ambient_sci.operators import Interferometer
 from ambient_sci.prior import load_prior
+from ambient_sci.reconstruction import reconstruct
 from ambient_sci.training import train
 
 
@@ -176,6 +179,35 @@ def test_masks_of_real_images_train_too(tmp_path: Path, small: dict[str, Any], b
             TrainConfig(store=tmp_path / "pixels.h5", out=tmp_path / method, method=method, **small), progress=False
         )
         assert not prior.is_complex
+
+
+def test_scans_off_the_grid_train_too(tmp_path: Path, small: dict[str, Any], blobs: Any) -> None:
+    store = simulate(blobs(12), tmp_path / "radial.zarr", operator="nufft", coils=2, acceleration=2)
+    prior = train(TrainConfig(store=store.path, out=tmp_path / "run", **small), progress=False)
+    assert prior.is_complex
+    result = reconstruct(prior, store, scans=slice(0, 2), samples=2, steps=4, progress=False)
+    assert bool(np.isfinite(result["mean"]).all())
+
+
+def test_visibilities_are_of_real_images(tmp_path: Path, small: dict[str, Any], blobs: Any) -> None:
+    """Measurements are complex, and what is learned and reconstructed is not."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.as_tensor(blobs(12), dtype=torch.float32)[:, None]
+    shape = tuple(x.shape[2:])
+    A = Interferometer((torch.rand(12, 200, 2, generator=generator) - 0.5) / 1e-5, shape, 1e-5)
+    y = A(x)
+    y = y + 0.1 * torch.randn(y.shape, dtype=y.dtype, generator=generator)
+    scans = Measurement(y, A, 0.1 / 2**0.5)
+    with StoreWriter(tmp_path / "radio.zarr", {"source": "a test"}) as writer:
+        writer.append(Measurement(y, A, scans.noise_std, scale=estimate_scale(scans)))
+    store = open_store(tmp_path / "radio.zarr")
+    assert not store.is_complex
+    assert store.image_shape == (1, *shape)
+    prior = train(TrainConfig(store=store.path, out=tmp_path / "run", **small), progress=False)
+    assert not prior.is_complex
+    result = reconstruct(prior, store, scans=slice(0, 2), samples=2, steps=4, progress=False)
+    assert result["mean"].dtype.kind == "f"
+    assert bool(np.isfinite(result["mean"]).all())
 
 
 def test_unknown_and_impossible_options() -> None:

@@ -76,6 +76,7 @@ def test_pixels_kept(tmp_path, images):
 def test_projections(tmp_path, images):
     assert simulate(images, tmp_path / "a.zarr", operator="gaussian").read(0).y.shape == (1, 48)
     assert simulate(images, tmp_path / "b.zarr", operator="gaussian", n_measurements=9).read(0).y.shape == (1, 9)
+    assert simulate(images, tmp_path / "c.zarr", operator="gaussian", structured=True).read(0).operator.structured
 
 
 def test_complex_images_keep_their_phase(tmp_path, images):

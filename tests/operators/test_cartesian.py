@@ -279,8 +279,18 @@ def test_wrong_arguments() -> None:
         Sense(torch.ones(1, 1, 4, 5), maps)
     with pytest.raises(DataError, match="complex"):
         Sense(torch.ones(2, 1, 4, 5), maps.real)
-    with pytest.raises(DataError, match="calibration must be between 0 and the 5 samples of the mask, got 6"):
-        Sense(torch.ones(2, 1, 1, 5), maps, calibration=6)
+    for width in (6, -1, 1.5):
+        with pytest.raises(
+            DataError, match=f"calibration must be .* between 0 and the 5 samples of the mask, got {width}"
+        ):
+            Sense(torch.ones(2, 1, 1, 5), maps, calibration=width)
+    with pytest.raises(DataError, match="maps must be finite"):
+        Sense(torch.ones(2, 1, 4, 5), maps * math.nan)
+    with pytest.raises(DataError, match="maps must be a tensor, got ndarray"):
+        Sense(torch.ones(2, 1, 4, 5), maps.numpy())
+    for shape in ((4, 5.5), (4, 0), (4, -5)):
+        with pytest.raises(DataError, match="shape must be whole numbers"):
+            Fourier(torch.ones(2, 1, 1, 1), shape)
     with pytest.raises(DataError, match=r"expects complex .* got torch.float32"):
         Sense(torch.ones(2, 1, 1, 5), maps)(torch.ones(2, 1, 4, 5))
     with pytest.raises(DataError, match=r"expects complex .* got torch.float32"):
