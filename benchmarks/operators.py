@@ -200,9 +200,9 @@ def _machine(device: str) -> str:
         processor = f"{found[1] if found else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
         memory = re.search(r"^MemTotal:\s*(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
         processor += f", {int(memory[1]) / 2**20:.0f} GiB" if memory else ""
-    waiting = os.environ.get("OMP_WAIT_POLICY")
+    waiting = [f"{name}={os.environ[name]}" for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ]
     system = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
-    return f"{processor}; {system}" + (f"; OMP_WAIT_POLICY={waiting}" if waiting else "")
+    return "; ".join([processor, system, *waiting])
 
 
 def _read(path: str) -> str:

@@ -55,12 +55,16 @@ class Backend(ABC):
         self.tolerance = tolerance
 
     @abstractmethod
-    def forward(self, images: Tensor, maps: Tensor | None) -> Tensor:
-        """``(batch, set or channel, *spatial)``, maps ``(batch, set, coil, *spatial)``: ``(batch, coil, samples)``."""
+    def forward(self, images: Tensor, maps: Tensor | None, factor: Tensor) -> Tensor:
+        """Transform images, and multiply what comes out.
+
+        Images ``(batch, set or channel, *spatial)``, maps ``(batch, set, coil, *spatial)``, factors ``(batch, 1,
+        samples)``; gives ``(batch, coil, samples)``. Maps and factors of one scan serve a batch of any size.
+        """
 
     @abstractmethod
-    def adjoint(self, values: Tensor, maps: Tensor | None) -> Tensor:
-        """``(batch, coil, samples)`` to ``(batch, set or channel, *spatial)``."""
+    def adjoint(self, values: Tensor, maps: Tensor | None, factor: Tensor) -> Tensor:
+        """Its adjoint, ``(batch, coil, samples)`` to ``(batch, set or channel, *spatial)``."""
 
 
 class Finufft(Backend):
@@ -71,37 +75,40 @@ class Finufft(Backend):
         self._plans: dict[Any, list[Any]] = {}
         self._lock = threading.Lock()
 
-    def forward(self, images: Tensor, maps: Tensor | None) -> Tensor:
+    def forward(self, images: Tensor, maps: Tensor | None, factor: Tensor) -> Tensor:
         """See `Backend.forward`."""
         coils = images.shape[1] if maps is None else maps.shape[2]
         result = images.new_empty(len(images), coils, self.trajectory.shape[1])
-        out, maps_ = result.numpy(), _array(maps)
+        out, maps_, factor_ = result.numpy(), _array(maps), _array(factor.to(result.real.dtype))
 
         def work(images: Tensor, scans: slice, coils: range) -> None:
             scan, x = scans.start, _array(images)[0]
             with self._plan(scan, images.dtype) as plan:
                 for coil in coils:
-                    seen = x[coil] if maps_ is None else (x * maps_[scan % len(maps_), :, coil]).sum(0)
-                    plan.execute(seen, out[scan, coil])
+                    plan.execute(
+                        x[coil] if maps_ is None else _seen(x, maps_[scan % len(maps_), :, coil]), out[scan, coil]
+                    )
+                    out[scan, coil] *= factor_[scan % len(factor_), 0]
 
         share(work, images, coils, WHOLE)
         return result
 
-    def adjoint(self, values: Tensor, maps: Tensor | None) -> Tensor:
+    def adjoint(self, values: Tensor, maps: Tensor | None, factor: Tensor) -> Tensor:
         """See `Backend.adjoint`."""
         channels = values.shape[1] if maps is None else maps.shape[1]
         result = values.new_empty(len(values), channels, *self.shape)
-        out, maps_ = result.numpy(), _array(maps)
+        out, maps_, factor_ = result.numpy(), _array(maps), _array(factor.to(result.real.dtype))
 
         def work(values: Tensor, scans: slice, coils: range) -> Any:
             scan, y = scans.start, _array(values)[0]
             total = None if maps_ is None else np.zeros(out.shape[1:], out.dtype)
             with self._plan(scan, values.dtype) as plan:
                 for coil in coils:
+                    value = y[coil] * factor_[scan % len(factor_), 0]
                     if total is None:
-                        plan.execute_adjoint(y[coil], out[scan, coil])
+                        plan.execute_adjoint(value, out[scan, coil])
                     else:  # the conjugate of the image instead of that of the maps, and once more at the end
-                        image = plan.execute_adjoint(y[coil])
+                        image = plan.execute_adjoint(value)
                         total += np.conjugate(image, out=image) * maps_[scan % len(maps_), :, coil]
             return total
 
@@ -144,19 +151,20 @@ class Finufft(Backend):
 class KaiserBessel(Backend):
     """torchkbnufft on any device."""
 
-    def forward(self, images: Tensor, maps: Tensor | None) -> Tensor:
+    def forward(self, images: Tensor, maps: Tensor | None, factor: Tensor) -> Tensor:
         """See `Backend.forward`."""
         transform, _ = self._transforms
         if maps is None:
-            return self._apply(transform, images)
+            return self._apply(transform, images) * factor
         coils = [
             self._apply(transform, (images * maps[:, :, coil]).sum(1, keepdim=True)) for coil in range(maps.shape[2])
         ]
-        return torch.cat(coils, 1)
+        return torch.cat(coils, 1) * factor
 
-    def adjoint(self, values: Tensor, maps: Tensor | None) -> Tensor:
+    def adjoint(self, values: Tensor, maps: Tensor | None, factor: Tensor) -> Tensor:
         """See `Backend.adjoint`."""
         _, transform = self._transforms
+        values = values * factor
         if maps is None:
             return self._apply(transform, values)
         result = values.new_zeros(len(values), maps.shape[1], *self.shape)
@@ -207,3 +215,8 @@ def choose(name: str, device: torch.device) -> type[Backend]:
 
 def _array(tensor: Tensor | None) -> Any:
     return None if tensor is None else tensor.detach().resolve_conj().resolve_neg().contiguous().numpy()
+
+
+def _seen(images: Any, maps: Any) -> Any:
+    """Images ``(set, *spatial)`` through one coil's maps of that shape, summed over the sets."""
+    return images[0] * maps[0] if len(images) == 1 else (images * maps).sum(0)

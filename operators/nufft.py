@@ -34,8 +34,8 @@ from ambient_sci.errors import DataError
 from ambient_sci.operators.backends import Backend, choose
 from ambient_sci.operators.base import LinearOperator
 from ambient_sci.operators.mask import as_shape, drop
-from ambient_sci.operators.parallel import own, share
-from ambient_sci.operators.sense import check_maps, combine, joined, seen
+from ambient_sci.operators.parallel import own, share_sum
+from ambient_sci.operators.sense import check_maps, combine, seen
 
 __all__ = ["Nufft"]
 
@@ -176,7 +176,7 @@ class Nufft(LinearOperator):
         # needed once, so in double precision and with a smaller error than the transforms
         backend = choose(self.backend, self.trajectory.device)
         exact = backend(self.trajectory.double(), double, min(self._tolerance, 1e-7))
-        psf = exact.adjoint((self._factor**2).to(torch.complex128), None)
+        psf = exact.adjoint(self._factor.to(torch.complex128), None, self._factor.double())
         axes = tuple(range(2, psf.ndim))
         for axis in axes:
             psf.select(axis, 0).zero_()  # never needed, and without it the spectrum is real
@@ -204,26 +204,26 @@ class Nufft(LinearOperator):
         return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def _forward(self, x: Tensor) -> Tensor:
-        return self._transform.forward(x, self._sets).mul_(self._factor)
+        return self._transform.forward(x, self._sets, self._factor)
 
     def _adjoint(self, y: Tensor) -> Tensor:
-        return self._transform.adjoint(y * self._factor, self._sets)
+        return self._transform.adjoint(y, self._sets, self._factor)
 
     def _gram(self, x: Tensor) -> Tensor:
         maps, every = self._sets, self._spectra
 
-        def work(x: Tensor, scans: slice, coils: range) -> Tensor:
+        def work(x: Tensor, scans: slice, coils: range, total: Tensor) -> None:
             spectra = [own(spectrum, scans) for spectrum in every]
             if maps is None:
-                return self._convolve(x, spectra)
-            total = torch.zeros_like(x)
+                total.copy_(self._convolve(x, spectra))
+                return
             for coil in coils:
                 one = own(maps, scans)[:, :, coil]
                 combine(total, self._convolve(seen(x, one), spectra), one)
-            return total.conj_physical_()
+            total.conj_physical_()
 
-        pixels = len(every) * math.prod(self.shape)
-        return joined(share(work, x, 1 if maps is None else maps.shape[2], pixels))
+        coils, pixels = 1 if maps is None else maps.shape[2], len(every) * math.prod(self.shape)
+        return share_sum(work, x, coils, pixels, torch.empty_like(x))
 
     def _convolve(self, x: Tensor, spectra: list[Tensor]) -> Tensor:
         axes = tuple(range(2, x.ndim))

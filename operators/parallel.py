@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["own", "share"]
+__all__ = ["own", "share", "share_sum"]
 
 T = TypeVar("T")
 
@@ -62,6 +62,41 @@ def share(work: Callable[[Tensor, slice, range], T], values: Tensor, coils: int,
 
     done = list(map(one, tasks) if threads == 1 or len(tasks) == 1 else _pool(threads).map(one, tasks))
     return [done[start : start + blocks] for start in range(0, len(done), blocks)]
+
+
+def share_sum(
+    work: Callable[[Tensor, slice, range, Tensor], None], values: Tensor, coils: int, pixels: int, result: Tensor
+) -> Tensor:
+    """Do work that sums over coils, as `share` does any.
+
+    Parameters
+    ----------
+    work
+        Called as in `share`, with a tensor of zeros for these scans on top, to which it adds these coils.
+    values, coils, pixels
+        As in `share`.
+    result
+        What to fill, ``(batch, ...)``.
+
+    Returns
+    -------
+    Tensor
+        The result. Threads write to it where they can: joining their parts would be a parallel loop after all.
+    """
+
+    def part(values: Tensor, scans: slice, block: range) -> tuple[slice, Tensor]:
+        own = result[scans]
+        total = own.zero_() if len(block) == coils else torch.zeros_like(own)
+        work(values, scans, block, total)
+        return scans, total
+
+    for blocks in share(part, values, coils, pixels):
+        if len(blocks) > 1:
+            scans, first = blocks[0]
+            torch.add(first, blocks[1][1], out=result[scans])
+            for _, other in blocks[2:]:
+                result[scans] += other
+    return result
 
 
 def own(parameter: Tensor, scans: slice) -> Tensor:

@@ -14,7 +14,7 @@ which the mask does not depend, :math:`F^H F` cancels, and the gram operator tra
 
 import math
 from collections.abc import Sequence
-from functools import cached_property, reduce
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,9 +32,9 @@ from ambient_sci.operators.fourier import (
     gram_filter,
 )
 from ambient_sci.operators.mask import as_mask, drop
-from ambient_sci.operators.parallel import own, share
+from ambient_sci.operators.parallel import own, share, share_sum
 
-__all__ = ["Sense", "check_maps", "combine", "joined", "seen"]
+__all__ = ["Sense", "check_maps", "combine", "seen"]
 
 
 class Sense(LinearOperator):
@@ -123,28 +123,27 @@ class Sense(LinearOperator):
     def _adjoint(self, y: Tensor) -> Tensor:
         phase, every = self._phase.conj(), self._post.conj()
 
-        def work(y: Tensor, scans: slice, coils: range) -> Tensor:
+        def work(y: Tensor, scans: slice, coils: range, total: Tensor) -> None:
             maps, post = own(self._sets, scans), own(every, scans).resolve_conj()
-            total = y.new_zeros(len(y), maps.shape[1], *self.shape)
             for coil in coils:
                 kspace = y[:, coil : coil + 1] * _coil(post, coil)
                 combine(total, torch.fft.ifftn(kspace, dim=self._axes, norm="ortho"), maps[:, :, coil])
-            return total.conj_physical_().mul_(phase)
+            total.conj_physical_().mul_(phase)
 
-        return joined(share(work, y, self.coils, math.prod(self.shape)))
+        x = y.new_empty(len(y), self._sets.shape[1], *self.shape)
+        return share_sum(work, y, self.coils, math.prod(self.shape), x)
 
     def _gram(self, x: Tensor) -> Tensor:
         every = self._filter
 
-        def work(x: Tensor, scans: slice, coils: range) -> Tensor:
+        def work(x: Tensor, scans: slice, coils: range, total: Tensor) -> None:
             maps, mask = own(self._sets, scans), own(every, scans)
-            total = torch.zeros_like(x)
             for coil in coils:
                 one = maps[:, :, coil]
                 combine(total, filtered(seen(x, one), _coil(mask, coil)), one)
-            return total.conj_physical_()
+            total.conj_physical_()
 
-        return joined(share(work, x, self.coils, math.prod(self.shape)))
+        return share_sum(work, x, self.coils, math.prod(self.shape), torch.empty_like(x))
 
     def _check_image(self, x: Tensor) -> None:
         if tuple(x.shape[1:]) != (self._sets.shape[1], *self.shape) or not x.is_complex():
@@ -203,9 +202,3 @@ def seen(x: Tensor, maps: Tensor) -> Tensor:
 def combine(total: Tensor, seen: Tensor, maps: Tensor) -> None:
     """Add one coil to the conjugate of the combined image: that of ``seen`` costs less than that of the maps."""
     total.addcmul_(seen.conj_physical_(), maps)
-
-
-def joined(parts: list[list[Tensor]]) -> Tensor:
-    """Put pieces of scans together, blocks of coils added up."""
-    sums = [reduce(torch.add, blocks) for blocks in parts]
-    return sums[0] if len(sums) == 1 else torch.cat(sums)
