@@ -79,7 +79,7 @@ class Fourier(LinearOperator):
         return x
 
     def _gram(self, x: Tensor) -> Tensor:
-        return filtered(x, self._filter)
+        return filtered(x, self._filter).conj_physical_()
 
     def _check_image(self, x: Tensor) -> None:
         if x.ndim != 2 + len(self.shape) or tuple(x.shape[2:]) != self.shape or not x.is_complex():
@@ -141,25 +141,26 @@ def centred_ifft(y: Tensor, axes: int = 2) -> Tensor:
 
 
 def gram_filter(mask: Tensor) -> Tensor:
-    """Turn a mask into what `filtered` multiplies with: complex, in the order of a transform that is not centred.
+    r"""Turn a mask into what `filtered` multiplies real and imaginary parts with, :math:`(M, -M) / N`: ``(*mask, 2)``.
 
-    The scale of the transforms is in it, which saves one of them a pass over the image.
+    In the order of a transform that is not centred; :math:`N` is the number of samples along the sampled axes.
     """
-    spatial = range(2, mask.ndim)
     sampled = math.prod(size for size in mask.shape[2:] if size > 1)
-    result: Tensor = torch.fft.ifftshift(mask / sampled, dim=tuple(spatial)).to(mask.dtype.to_complex())
-    return result
+    scaled = torch.fft.ifftshift(mask / sampled, dim=tuple(range(2, mask.ndim)))
+    return torch.stack([scaled, -scaled], -1)
 
 
 def filtered(x: Tensor, filter: Tensor) -> Tensor:
-    """Apply :math:`F^H M F` with the `gram_filter` of a mask.
+    r"""Apply :math:`F^H M F` with the `gram_filter` of a mask, and give the complex conjugate.
 
     The phases of the centring cancel, and so does the whole transform along axes on which the mask does not depend.
+    By :math:`\overline{F^H M k} = F M \bar k / N` a second forward transform does it, with the conjugation and the
+    scale in the filter.
     """
-    axes = tuple(axis for axis in range(2 - filter.ndim, 0) if filter.shape[axis] > 1)
-    if not axes:
-        return x * filter
-    result: Tensor = torch.fft.ifftn(torch.fft.fftn(x, dim=axes).mul_(filter), dim=axes, norm="forward")
+    axes = tuple(axis for axis in range(3 - filter.ndim, 0) if filter.shape[axis - 1] > 1)
+    kspace = torch.fft.fftn(x, dim=axes) if axes else x.clone(memory_format=torch.contiguous_format)
+    torch.view_as_real(kspace).mul_(filter)
+    result: Tensor = torch.fft.fftn(kspace, dim=axes) if axes else kspace
     return result
 
 

@@ -140,7 +140,7 @@ class Sense(LinearOperator):
             maps, mask = own(self._sets, scans), own(every, scans)
             for coil in coils:
                 one = maps[:, :, coil]
-                combine(total, filtered(seen(x, one), _coil(mask, coil)), one)
+                total.addcmul_(filtered(seen(x, one), _coil(mask, coil)), one)  # conjugates, as in `combine`
             total.conj_physical_()
 
         return share_sum(work, x, self.coils, math.prod(self.shape), torch.empty_like(x))

@@ -40,8 +40,8 @@ Map = Callable[[Tensor], Tensor]
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Real part of the inner product per scan, shaped ``(batch, 1, ...)`` to scale the batch with."""
-    product = _as_real(a) * _as_real(b)
-    return product.flatten(1).sum(1).reshape(-1, *[1] * (a.ndim - 1))
+    product: Tensor = torch.linalg.vecdot(_as_real(a).flatten(1), _as_real(b).flatten(1))
+    return product.reshape(-1, *[1] * (a.ndim - 1))
 
 
 def conjugate_gradient(
