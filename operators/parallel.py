@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,9 +94,10 @@ def share_sum(
     for blocks in share(part, values, coils, pixels):
         if len(blocks) > 1:
             scans, first = blocks[0]
-            torch.add(first, blocks[1][1], out=result[scans])
+            total = result[scans].numpy()  # numpy adds on this thread alone
+            np.add(first.numpy(), blocks[1][1].numpy(), out=total)
             for _, other in blocks[2:]:
-                result[scans] += other
+                total += other.numpy()
     return result
 
 
