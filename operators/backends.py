@@ -16,6 +16,7 @@ without scale or weights, which are the business of `ambient_sci.operators.nufft
     kernel, whose error is about 5e-5 whatever the precision.
 """
 
+import importlib
 import threading
 import warnings
 from abc import ABC, abstractmethod
@@ -31,7 +32,7 @@ from torch import Tensor
 from ambient_sci.errors import DataError
 from ambient_sci.operators.parallel import share
 
-__all__ = ["BACKENDS", "Backend", "Finufft", "KaiserBessel", "choose"]
+__all__ = ["BACKENDS", "Backend", "Finufft", "KaiserBessel", "choose", "torchkbnufft"]
 
 WHOLE = 1 << 62  # pixels beyond any piece: scans, which have plans of their own, go one by one
 
@@ -189,13 +190,17 @@ class KaiserBessel(Backend):
 @cache
 def _kaiser_bessel(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
     """Interpolators, which know a size and no trajectory."""
-    with warnings.catch_warnings():  # it compiles with torch.jit, which warns that it will go
-        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
-        from torchkbnufft import KbNufft, KbNufftAdjoint
-
+    library = torchkbnufft()
     # the table is read at the nearest entry: a finer one is as fast, and more precise
     options: dict[str, Any] = {"im_size": shape, "table_oversamp": 2**14, "dtype": dtype, "device": device}
-    return KbNufft(**options), KbNufftAdjoint(**options)
+    return library.KbNufft(**options), library.KbNufftAdjoint(**options)
+
+
+def torchkbnufft() -> Any:
+    """Import the library without a warning that is not the user's: it compiles with torch.jit, which will go."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
+        return importlib.import_module("torchkbnufft")
 
 
 BACKENDS: dict[str, type[Backend]] = {"finufft": Finufft, "torchkbnufft": KaiserBessel}

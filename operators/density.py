@@ -10,7 +10,6 @@ what weights measurements there.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from scipy.spatial import QhullError, Voronoi
 from torch import Tensor
 
 from ambient_sci.errors import DataError
+from ambient_sci.operators.backends import torchkbnufft
 
 __all__ = ["density_compensation"]
 
@@ -64,12 +64,8 @@ def density_compensation(
 
 
 def _pipe(trajectory: Tensor, shape: Sequence[int], iterations: int) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
-        from torchkbnufft import calc_density_compensation_function
-
     def areas(points: Tensor, size: Sequence[int]) -> Tensor:
-        found = calc_density_compensation_function(points.mT, size, num_iterations=iterations)
+        found = torchkbnufft().calc_density_compensation_function(points.mT, size, num_iterations=iterations)
         flat: Tensor = found.real.reshape(len(points), -1)
         return flat
 
