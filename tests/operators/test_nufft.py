@@ -139,6 +139,18 @@ def test_single_precision(backend: str, bound: float) -> None:
         assert float((got - want).norm() / want.norm()) < bound
 
 
+def test_images_of_another_precision_than_the_operator(capfd: pytest.CaptureFixture[str]) -> None:
+    """The precision of the result is that of the image, whatever the maps are; nothing is printed about it."""
+    k, x, maps = trajectories(2, 300, 2, 0), complex_noise((2, 1, 33, 20), 1), complex_noise((2, 3, 33, 20), 2)
+    A = Nufft(k, (33, 20), maps)
+    y = A(x.to(torch.complex64))
+    assert y.dtype == torch.complex64
+    assert float((y - A(x)).norm() / y.norm()) < 5e-5
+    assert A.H(y).dtype == torch.complex64
+    assert A[0].to(torch.float32)(x[:1]).dtype == torch.complex128
+    assert capfd.readouterr().err == ""
+
+
 def test_torchkbnufft_adjoint_is_exact() -> None:
     A = Nufft(trajectories(2, 30, 2, 0), (6, 7), complex_noise((2, 3, 6, 7), 1), backend="torchkbnufft")
     x, y = complex_noise((2, 1, 6, 7), 2), complex_noise((2, 3, 30), 3)
