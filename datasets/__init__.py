@@ -8,8 +8,11 @@ if __name__ != "ambient_sci.datasets":  # found as a top-level name from the rep
     raise ImportError("import this package as ambient_sci.datasets")
 
 from ambient_sci.datasets.describe import Description, describe
-from ambient_sci.datasets.importers import import_array
+from ambient_sci.datasets.importers.array import import_array
+from ambient_sci.datasets.importing import import_files, import_scans
 from ambient_sci.datasets.loader import batches
+from ambient_sci.datasets.prepare import Preparation
+from ambient_sci.datasets.raw import RawScan, ReadyScan
 from ambient_sci.datasets.readers import read_images
 from ambient_sci.datasets.simulate import estimate_scale, simulate
 from ambient_sci.datasets.store import Store, open_store
@@ -17,12 +20,17 @@ from ambient_sci.datasets.writer import StoreWriter
 
 __all__ = [
     "Description",
+    "Preparation",
+    "RawScan",
+    "ReadyScan",
     "Store",
     "StoreWriter",
     "batches",
     "describe",
     "estimate_scale",
     "import_array",
+    "import_files",
+    "import_scans",
     "open_store",
     "read_images",
     "simulate",

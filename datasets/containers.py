@@ -39,6 +39,7 @@ class ArrayInfo:
     dtype: np.dtype[Any]
     dims: tuple[str, ...]
     attributes: dict[str, Any]
+    chunk: int  # rows that are compressed together
 
 
 class Container(ABC):

@@ -120,7 +120,8 @@ class HDF5Container(Container):
             dtype = np.dtype(np.str_) if array.dtype.kind == "O" else array.dtype
             hidden = ("DIMENSION_LIST", "REFERENCE_LIST", "CLASS", "NAME", "_Netcdf4Dimid", "_Netcdf4Coordinates")
             attributes = {key: _plain(value) for key, value in array.attrs.items() if key not in hidden}
-            return ArrayInfo(tuple(array.shape), dtype, dims, attributes)
+            chunk = array.chunks[0] if array.chunks else 1
+            return ArrayInfo(tuple(array.shape), dtype, dims, attributes, chunk)
         except FAULTS as error:
             raise StoreError(f"{self.path} is damaged: {name} is no array ({brief(error)})") from error
 

@@ -51,6 +51,7 @@ from typing import Any
 from ambient_sci.errors import StoreError
 
 __all__ = [
+    "COORDINATES",
     "REFERENCE",
     "RESERVED",
     "SCHEMA",
@@ -69,6 +70,38 @@ SCHEMA_VERSION = 1
 REFERENCE = "reference/image"
 REQUIRED = ("measurement", "noise_std", "scale", "scan")
 RESERVED = (*REQUIRED, "reference", "channel", "coil", "row", "sample", "visibility", "z", "y", "x")
+
+COORDINATES: dict[str, tuple[str, str]] = {
+    "file": ("1", "file that the scan came from, without its ending"),
+    "subject": ("1", "who or what was scanned; scans of one subject are never split between training and test"),
+    "slice": ("1", "number of the slice in its volume"),
+    "contrast": ("1", "number of the contrast or echo"),
+    "repetition": ("1", "number of the repetition"),
+    "phase": ("1", "number of the phase of a motion, as in cine"),
+    "set": ("1", "number of the encoding set, as in flow"),
+    "acquisition": ("1", "name of the sequence or protocol"),
+    "time": ("d", "time of the measurement, modified Julian date"),
+    "pixel_x": ("mm", "size of an image pixel along x"),
+    "pixel_y": ("mm", "size of an image pixel along y"),
+    "pixel_z": ("mm", "size of an image pixel along z, or the thickness of a slice"),
+    "position_x": ("mm", "centre of the image, towards the patient's left"),
+    "position_y": ("mm", "centre of the image, towards the patient's back"),
+    "position_z": ("mm", "centre of the image, towards the patient's head"),
+    "row_x": ("1", "direction in which the image's index x grows: component towards the left"),
+    "row_y": ("1", "direction in which the image's index x grows: component towards the back"),
+    "row_z": ("1", "direction in which the image's index x grows: component towards the head"),
+    "column_x": ("1", "direction in which the image's index y grows: component towards the left"),
+    "column_y": ("1", "direction in which the image's index y grows: component towards the back"),
+    "column_z": ("1", "direction in which the image's index y grows: component towards the head"),
+    "field": ("1", "name of the source or pointing"),
+    "telescope": ("1", "name of the telescope or array"),
+    "right_ascension": ("deg", "right ascension of the phase centre, ICRS"),
+    "declination": ("deg", "declination of the phase centre, ICRS"),
+    "frequency": ("Hz", "mean frequency of the visibilities"),
+    "bandwidth": ("Hz", "width of the band that the visibilities span"),
+    "pixel": ("arcsec", "size of an image pixel of the interferometer"),
+}
+"""Coordinates of scans that have a meaning to this package: units and long names by name. Others are free."""
 
 _LONG_NAMES = {
     "measurement": "measured values, zeros where nothing was measured",
@@ -148,6 +181,9 @@ def describe_array(name: str) -> dict[str, str]:
     """Attributes ``long_name`` and ``units`` of an array."""
     if name.startswith("operator_"):
         return {"long_name": f"operator parameter {name.removeprefix('operator_')}", "units": "1"}
+    if name in COORDINATES:
+        units, about = COORDINATES[name]
+        return {"long_name": about, "units": units}
     units = "arbitrary" if name in ("measurement", "noise_std", "scale", REFERENCE) else "1"
     return {"long_name": _LONG_NAMES.get(name, name), "units": units}
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -28,10 +29,33 @@ from ambient_sci.operators.base import LinearOperator, OperatorSpec, from_spec
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["Indices", "Store", "open_store"]
+__all__ = ["Indices", "SizeGroup", "Store", "open_store"]
 
 _SMALL = 4 << 20  # bytes of an array that is read at once and kept
 Indices = int | slice | Sequence[int] | NDArray[np.integer[Any]] | Tensor
+
+
+@dataclass(frozen=True)
+class SizeGroup:
+    """Scans of one size, which can be in one batch.
+
+    Attributes
+    ----------
+    scans
+        Their numbers in the store, ``(n,)``, in the order in which they lie on the disk.
+    image_shape, measurement_shape
+        Shapes of one scan.
+    chunk
+        How many neighbours of ``scans`` are compressed together; reading one of them costs as much as reading all.
+    nbytes
+        Size of one scan in memory: measurement, noise and operator.
+    """
+
+    scans: NDArray[np.int64]
+    image_shape: tuple[int, ...]
+    measurement_shape: tuple[int, ...]
+    chunk: int
+    nbytes: int
 
 
 def open_store(path: str | Path) -> "Store":
@@ -174,6 +198,13 @@ class Store:
         """Size of everything that `read` returns for all scans, in memory."""
         arrays = (self._info[name] for name in ("measurement", "noise_std", *self._parameters))
         return sum(int(np.prod(info.shape)) * info.dtype.itemsize for info in arrays)
+
+    @property
+    def groups(self) -> list[SizeGroup]:
+        """Scans by size."""
+        info = self._info["measurement"]
+        scans = np.arange(len(self))
+        return [SizeGroup(scans, self.image_shape, tuple(info.shape[1:]), info.chunk, self.nbytes // len(self))]
 
     @property
     def has_references(self) -> bool:

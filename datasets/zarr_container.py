@@ -56,7 +56,9 @@ class ZarrContainer(Container):
         array = self._array(name)
         try:
             dtype = np.dtype(np.str_) if array.dtype.kind in "OT" else np.dtype(array.dtype)
-            return ArrayInfo(tuple(array.shape), dtype, tuple(array.metadata.dimension_names or ()), dict(array.attrs))
+            dims = tuple(array.metadata.dimension_names or ())
+            chunk = array.chunks[0] if array.chunks else 1
+            return ArrayInfo(tuple(array.shape), dtype, dims, dict(array.attrs), chunk)
         except FAULTS as error:
             raise StoreError(f"{self.path} is damaged: {name} is no array ({brief(error)})") from error
 

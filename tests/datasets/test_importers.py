@@ -112,8 +112,11 @@ def test_lines_beside_points(tmp_path):
     mask[2] = 1
     kspace = torch.view_as_complex(torch.randn(3, 3, 20, 24, 2, generator=g)) * mask[:, None]
     maps = coil_maps(3, (20, 24), g).numpy()
-    store = import_array(kspace.numpy(), tmp_path / "a.zarr", maps=maps, noise_std=1)
-    np.testing.assert_array_equal(store.read(slice(None)).operator.mask[:, 0], mask)
+    for scan in range(2):
+        store = import_array(kspace.numpy()[scan], tmp_path / f"{scan}.zarr", maps=maps, noise_std=1)
+        got = store.read(0).operator.mask[0, 0]
+        np.testing.assert_array_equal(got.expand(20, 24), mask[scan])
+        assert len(got) == (20 if scan == 0 else 1)
     full = import_array(kspace.numpy()[2], tmp_path / "b.zarr", maps=maps, noise_std=1)
     assert full.read(0).operator.mask.shape == (1, 1, 1, 24)
     assert full.attrs["operator_settings"] == {"calibration": 20}
@@ -166,7 +169,7 @@ def test_input_that_cannot_be(tmp_path, scan):
         (DataError, "kspace must be complex", {"kspace": kspace[0]}),
         (DataError, "kspace of scan 0 has 1 NaN", {"kspace": bad}),
         (DataError, "has no measured samples: all are zero", {"kspace": 0 * kspace}),
-        (DataError, r"mask has shape \(3, 3\); .* must be \(44, 37\)", {"mask": np.ones((3, 3))}),
+        (DataError, r"mask of scan 0 has shape \(3, 3\); .* wants \(44, 37\)", {"mask": np.ones((3, 3))}),
         (DataError, "mask of scan 0 must consist of zeros and ones", {"mask": np.full(SHAPE, 0.5)}),
         (DataError, "maps has shape", {"maps": kspace[:2]}),
         (DataError, "maps has NaN", {"maps": bad}),
