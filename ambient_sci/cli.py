@@ -16,6 +16,7 @@ from typing import Annotated, Any, Optional, get_args
 import typer
 
 from ambient_sci import __version__
+from ambient_sci.cli_import import ImportGroup
 from ambient_sci.config import Method, TrainConfig
 from ambient_sci.errors import AmbientError, ConfigError, NotFoundError, OutputError
 
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-imports = typer.Typer(help="Bring measured data into a store.", rich_markup_mode=None)
+imports = typer.Typer(cls=ImportGroup, help="Bring measured data into a store.", rich_markup_mode=None)
 app.add_typer(imports, name="import")
 _UsageError: Any = typer.BadParameter.__mro__[1]  # click's, which typer carries inside
 
@@ -156,50 +157,6 @@ def simulate(
         provenance={"images": str(images)},
     )
     print(f"wrote {made.path}: {len(made)} scans")
-
-
-@imports.command(
-    "array",
-    epilog=examples(
-        "ambient-sci import array kspace.npy scan.zarr",
-        "ambient-sci import array kspace.npy scan.zarr --maps maps.npy --noise-std 0.002",
-        "ambient-sci import array kspace.npy coarse.zarr --matrix 128 100",
-    ),
-)
-def import_array(
-    kspace: Annotated[Path, typer.Argument(help="npy of complex k-space, (coil, y, x) or (scan, coil, y, x), centred")],
-    store: Annotated[Path, typer.Argument(help="store to write: a folder, or a file ending in .h5")],
-    mask: Annotated[
-        Optional[Path], typer.Option(help="npy of what was measured; where k-space is not zero")  # noqa: UP045
-    ] = None,
-    maps: Annotated[Optional[Path], typer.Option(help="npy of coil maps; ESPIRiT otherwise")] = None,  # noqa: UP045
-    noise_std: Annotated[
-        Optional[float], typer.Option(help="noise per real component; estimated otherwise")  # noqa: UP045
-    ] = None,
-    calibration: Annotated[
-        Optional[int], typer.Option(help="width of the fully measured centre; found otherwise")  # noqa: UP045
-    ] = None,
-    matrix: Annotated[
-        Optional[tuple[int, int]],  # noqa: UP045
-        typer.Option(help="keep the central Y X samples of k-space: the same view in fewer pixels", metavar="Y X"),
-    ] = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Bring multi-coil Cartesian k-space from an array into a store."""
-    from ambient_sci.datasets import describe
-    from ambient_sci.datasets import import_array as import_kspace
-
-    made = import_kspace(
-        kspace,
-        store,
-        mask=mask,
-        maps=maps,
-        noise_std=noise_std,
-        calibration=calibration,
-        matrix=matrix,
-        overwrite=overwrite,
-    )
-    print(describe(made))
 
 
 @app.command(epilog=examples("ambient-sci info scans.zarr"))

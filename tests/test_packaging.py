@@ -146,7 +146,7 @@ LINES = [
     "datasets",
     "em, training, reconstruction, evaluate.compare",
     "demo",
-    "cli",
+    "cli, cli_import",
 ]
 LEVEL = {f"ambient_sci.{name}": level for level, line in enumerate(LINES) for name in line.split(", ")}
 MATHEMATICS, DATASETS = 3, 4

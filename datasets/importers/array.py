@@ -25,7 +25,7 @@ def read_arrays(
     mask: Annotated[Path | None, "npy of what was measured; where k-space is not zero"] = None,
     maps: Annotated[Path | None, "npy of coil maps; ESPIRiT otherwise"] = None,
 ) -> Iterator[RawScan]:
-    """Read centred multi-coil k-space, (coil, [z,] y, x) or (scan, coil, [z,] y, x), from npy files.
+    """Read centred multi-coil k-space, (coil, y, x) or (scan, coil, y, x), from npy files.
 
     Parameters
     ----------
@@ -33,6 +33,14 @@ def read_arrays(
         ``.npy`` files of complex numbers; with four axes the first is the scan.
     mask, maps
         ``.npy`` files that go with each of them.
+
+    Examples
+    --------
+    Commands of the importer::
+
+        ambient-sci import array kspace.npy scan.zarr
+        ambient-sci import array kspace.npy scan.zarr --maps maps.npy --noise-std 0.002
+        ambient-sci import array kspace.npy coarse.zarr --matrix 128x100
     """
     for path in paths:
         for number, scan in enumerate(_scans(_load(path, "kspace"), mask, maps, None)):

@@ -16,7 +16,7 @@ import torch
 import xarray
 
 import ambient_sci
-from ambient_sci import cli, open_store
+from ambient_sci import cli, open_store, registry
 from ambient_sci.checkpoint import load_tensors
 from ambient_sci.operators.fourier import centred_fft
 
@@ -186,7 +186,7 @@ def test_examples_name_options_that_exist(command: Command) -> None:
 
 def test_every_command_is_tested_here() -> None:
     names = {command.name or command.callback.__name__ for command in cli.app.registered_commands}  # type: ignore[union-attr]
-    names |= {f"import {command.name}" for command in cli.imports.registered_commands}
+    names |= {f"import {name}" for name in registry.available("ambient_sci.importers")}
     assert names == set(COMMANDS)
 
 
