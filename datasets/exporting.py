@@ -260,6 +260,7 @@ def _datasets(given: "xarray.Dataset | xarray.DataTree | Path | str", wanted: Se
         sets = [given]
     else:  # one group for each size of image
         nodes = [node for node in given.subtree if node.data_vars] or [given]
+        nodes.sort(key=lambda node: (len(node.path), node.path))  # size_2 before size_10
         sets = [node.to_dataset().assign_attrs({**given.attrs, **node.attrs}) for node in nodes]
     for one in sets:
         missing = [statistic for statistic in wanted if statistic not in one]

@@ -107,7 +107,7 @@ def _write_series(
 
 def _sixteen_bits(pydicom: Any, values: NDArray[Any]) -> tuple[NDArray[np.uint16], Any, Any]:
     """Whole numbers of a slope and an intercept that are written with sixteen characters."""
-    low, high = min(float(values.min()), 0.0), float(values.max())
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
     intercept = _decimal(pydicom, low)
     slope = _decimal(pydicom, (high - low) / _TOP if high > low else 1.0)
     numbers = np.rint((values.astype(np.float64) - float(intercept)) / float(slope))

@@ -52,13 +52,9 @@ def write_fits(volumes: Iterable[Volume], folder: Path) -> None:
                 _describe(header, scan, images)
                 if placed:
                     _place(header, scan.coords[0], scan.shape)
-                values = images.values
-                if scan.shape[0] == 1:
-                    values = values[:, :, 0]
-                while values.ndim > 2 and values.shape[0] == 1:
-                    values = values[0]
+                single = tuple(axis for axis in range(3) if images.values.shape[axis] == 1)  # of draw, channel, z
                 header["EXTNAME"] = what.upper()
-                units.append(kind(values, header))
+                units.append(kind(images.values.squeeze(single), header))
             astropy.io.fits.HDUList(units).writeto(folder / f"{scan.name}.fits", checksum=True)
     warn(unplaced, total, f"their place in the sky is not known, which takes {', '.join(_PLACE)}; no WCS is written")
 
