@@ -455,6 +455,7 @@ def _number(value: Any) -> str:
 def _writing(path: Path, overwrite: bool) -> Iterator[Path]:
     """Give a hidden neighbour to write to, which takes the place of ``path`` only when the block ends well."""
     _check(path, overwrite)
+    path = Path(os.path.abspath(path))  # "." has no name, and a neighbour needs one
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     old = path.with_name(f".{path.name}.replaced-{os.getpid()}")
     try:

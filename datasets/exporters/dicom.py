@@ -150,10 +150,8 @@ def _common(image: Any, volume: Volume, what: str, images: Images, draw: int) ->
 
 
 def _place(pydicom: Any, image: Any, geometry: Geometry | None, coords: Mapping[str, Any]) -> None:
-    if geometry is None:
-        x, y, z = pixel_sizes(coords)
-    else:
-        x, y, z = geometry.spacing
+    x, y, z = pixel_sizes(coords)
+    if geometry is not None:
         image.ImagePositionPatient = [_decimal(pydicom, value) for value in geometry.place(0, 0, 0)]
         directions = (*geometry.row, *geometry.column)
         image.ImageOrientationPatient = [_decimal(pydicom, value) for value in directions]

@@ -198,6 +198,32 @@ def test_what_was_there_stays(plugin, tmp_path):
     assert {path.name for path in tmp_path.rglob("*")} == {"out", "better", "export.json"}
 
 
+def test_the_old_export_comes_back_if_the_new_one_cannot_take_its_place(plugin, monkeypatch, tmp_path):
+    plugin(lambda volumes, folder: (folder / "images").write_text("1"))
+    export(dataset(1), tmp_path / "out", progress=False)
+    rename = Path.rename
+
+    def stubborn(self, target):
+        if ".partial" in self.name:
+            raise PermissionError(errno.EPERM, "denied")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", stubborn)
+    plugin(lambda volumes, folder: (folder / "images").write_text("2"))
+    with pytest.raises(OutputError, match="no permission"):
+        export(dataset(1), tmp_path / "out", overwrite=True, progress=False)
+    assert (tmp_path / "out" / "images").read_text() == "1"
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
+def test_the_folder_that_one_is_in(plugin, monkeypatch, tmp_path):
+    plugin(lambda volumes, folder: (folder / "images").write_text(""))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export(dataset(1), ".", progress=False)
+    assert (tmp_path / "here" / "images").exists()
+
+
 def test_only_exports_are_replaced(plugin, tmp_path):
     plugin(lambda volumes, folder: None)
     (tmp_path / "thesis").mkdir()
