@@ -369,3 +369,56 @@ def evaluate(
     if json_path is not None:
         with replacing(json_path) as partial:
             partial.write_text(json.dumps(result.metrics, indent=2) + "\n")
+
+
+@app.command(
+    epilog=examples(
+        "ambient-sci export recon.zarr volumes --format nifti --what mean --what std",
+        "ambient-sci export recon.zarr sky --format fits --what mean --what std --what sample",
+        "ambient-sci export recon.zarr submission --format fastmri --option crop=320",
+        "ambient-sci export recon.zarr dicom --format dicom --part phase",
+    )
+)
+def export(
+    reconstruction: Annotated[Path, typer.Argument(help="what `reconstruct` wrote")],
+    out: Annotated[Path, typer.Argument(help="folder to write")],
+    format: Annotated[str, typer.Option(help="nifti, fits, fastmri, ismrmrd, dicom, or that of a plug-in")] = "nifti",
+    what: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="mean, std, lower, upper or sample; may be given several times", show_default="mean"),
+    ] = None,
+    part: Annotated[str, typer.Option(help="of complex means and samples: magnitude, phase or complex")] = "magnitude",
+    option: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="option of the format: crop=320 (fastmri), compress=no (nifti)", metavar="NAME=VALUE"),
+    ] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write images of a reconstruction in a format that other programs read."""
+    import warnings
+
+    from ambient_sci.datasets.exporting import export as export_images
+
+    options = {}
+    for given in option or []:
+        name, equals, value = given.partition("=")
+        if not equals:
+            raise ConfigError(f"option must be NAME=VALUE, got {given!r}")
+        options[name] = value
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default")
+        files = export_images(
+            reconstruction,
+            out,
+            format,
+            what=what or "mean",
+            part=part,  # type: ignore[arg-type]
+            overwrite=overwrite,
+            progress=not quiet,
+            **options,
+        )
+    for warning in said:
+        if issubclass(warning.category, UserWarning):
+            print(f"warning: {warning.message}", file=sys.stderr)
+    print(f"wrote {out}: {len(files)} {'file' if len(files) == 1 else 'files'}")
