@@ -18,13 +18,14 @@ def padded_length(length: int, steps: int = 8) -> int:
     length
         Number of samples, 1 or more.
     steps
-        Lengths from one power of two to the next, evenly spaced: at most a part ``1 / steps`` is added. With 0 the
+        Lengths from one power of two to the next, evenly spaced: no more than about one in ``steps`` is added. With 0 the
         length stays what it is.
 
     Returns
     -------
     int
-        The smallest multiple of :math:`2^{\lfloor \log_2 n \rfloor} / \text{steps}` (and of one) that is not below it.
+        The next of :math:`o + k \lceil o / \text{steps} \rceil` and :math:`2 o`, where :math:`o` is the power of two
+        below.
 
     Raises
     ------
@@ -34,8 +35,7 @@ def padded_length(length: int, steps: int = 8) -> int:
     if length < 1 or steps < 0:
         raise DataError(f"a length of 1 or more has 0 or more steps per octave, got {length} and {steps}")
     octave = 1 << (length.bit_length() - 1)
-    if steps == 0 or octave < steps:
+    if steps == 0:
         return length
-    # the first of octave * (steps + k) / steps, rounded up to a whole number, that holds the length
-    k = -(-(length - octave) * steps // octave)
-    return -(-octave * (steps + k) // steps)
+    step = -(-octave // steps)
+    return min(2 * octave, octave - (octave - length) // step * step)
