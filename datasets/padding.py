@@ -18,8 +18,8 @@ def padded_length(length: int, steps: int = 8) -> int:
     length
         Number of samples, 1 or more.
     steps
-        Lengths from one power of two to the next, evenly spaced: no more than about one in ``steps`` is added. With 0 the
-        length stays what it is.
+        Lengths from one power of two to the next, evenly spaced: no more than about one in ``steps`` is added. With
+        0 the length stays what it is.
 
     Returns
     -------

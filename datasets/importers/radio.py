@@ -16,13 +16,14 @@ From samples to one image's measurement, each of these steps only where it is as
 
 #. Rows of one field, and of one interval of time, are read. Autocorrelations, flagged samples and those that are not
    finite are left out.
-#. The noise: :math:`\sigma^2 = 1 / w` of each real component where weights :math:`w` are inverse variances, as in
-   UVFITS and measurement sets. Where only their ratios mean something, as in UVH5 (there :math:`w` is the number of
-   samples times integration time times channel width), :math:`\sigma^2 = s^2 / w`, with :math:`s` from the scatter of
-   successive visibilities of a baseline, :math:`(V_{k+1} - V_k) / \sqrt{1 / w_k + 1 / w_{k+1}}`, by their median
-   absolute deviation. A source that changes between them makes it too large rather than too small.
 #. Stokes I is half the sum of the parallel hands, RR and LL or XX and YY, or their sum in files that say so. Where
    one of them is flagged the other stands for it, which is right for a source that is not polarised (`stokes`).
+   Its weight :math:`w` is that of independent hands of variance one over weight.
+#. The noise: :math:`\sigma^2 = 1 / w` of each real component where weights are inverse variances, as in UVFITS and
+   measurement sets. Where only their ratios mean something, as in UVH5 (a weight is then the number of samples times
+   integration time times channel width), :math:`\sigma^2 = s^2 / w`, with :math:`s` from the scatter of successive
+   visibilities of a baseline, :math:`(V_{k+1} - V_k) / \sqrt{1 / w_k + 1 / w_{k+1}}`, by their median absolute
+   deviation. A source that changes between them makes it too large rather than too small.
 #. Means over times and channels, with the weights :math:`1 / \sigma^2`, of visibilities and frequencies alike, have
    :math:`\sigma^{-2} = \sum \sigma_k^{-2}`.
 #. Lengths are padded with visibilities of weight zero to one of a few (`ambient_sci.datasets.padding`).
@@ -132,7 +133,8 @@ def read_visibilities(
     -----
     UserWarning
         If averaging (or the file's own integrations and channels) blurs the edge of the field, if the field is so wide
-        that the third coordinate of baselines matters, or if a file says that it is not calibrated.
+        that the third coordinate of baselines matters, if a file says that it is not calibrated, or if its weights
+        are no inverse variances by the look of its visibilities.
 
     Raises
     ------
@@ -148,13 +150,17 @@ def read_visibilities(
         if value not in known:
             raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}")
     files = _files(paths)
-    if pixel is not None:
-        side = pixel * ARCSEC
-    else:
-        longest = max(_longest(_open(path, column), field) for path in files)
-        if longest == 0:
-            raise DataError(f"there are no baselines in {', '.join(map(str, files))}: give pixel, or another field")
-        side = 1 / (5 * longest)
+    names: set[str] = set()
+    longest = 0.0
+    for path in files:  # all are looked at before any is read
+        source = _open(path, column)
+        names |= {source.name(int(number)) for number in np.unique(source.fields)}
+        longest = max(longest, _longest(source, field))
+    if field is not None and field not in names:
+        raise DataError(f"there is no field {field!r}; there are {', '.join(sorted(names))}")
+    if longest == 0:
+        raise DataError(f"there are no baselines in {', '.join(map(str, files))}, only autocorrelations")
+    side = 1 / (5 * longest) if pixel is None else pixel * ARCSEC
     warned: set[str] = set()
     for path in files:
         source = _open(path, column)
@@ -162,10 +168,11 @@ def read_visibilities(
         for number, rows in _scans(source, field, interval):
             name, right_ascension, declination = source.field(number)
             start = float((source.times[rows] - source.exposures[rows] / 2 / _DAY).min())
-            parts = [
-                _average(block, *_stokes(block, scatter, stokes == "I", path), start, average_time, average_channels)
-                for block in source.read(rows)
-            ]
+            parts = []
+            for block in source.read(rows):
+                value, weight = _stokes(block, stokes == "I", path)
+                precision = _precision(block, value, weight, scatter, path, warned)
+                parts.append(_average(block, value, precision, start, average_time, average_channels))
             every = _Visibilities(*(np.concatenate(values) for values in zip(*parts, strict=True)))
             for measured in _split(every, spectrum):
                 _warn(measured, size * side / 2, average_time or float(source.exposures[rows].max()), warned)
@@ -214,7 +221,7 @@ def _how(scatter: bool, stokes: str, conjugate: bool, seconds: float, channels: 
         if scatter
         else "weights are inverse variances",
         "average": f"{seconds:g} s, {channels} channels",
-        "scale": "99th percentile of five conjugate gradient iterations",
+        "scale": "99th percentile of five conjugate gradient iterations, with inverse variances",
     }
 
 
@@ -565,33 +572,36 @@ class _Visibilities(NamedTuple):
     channel: NDArray[np.int64]
 
 
-def _stokes(
-    block: _Block, scatter: bool, strict: bool, path: Path
-) -> tuple[NDArray[np.complex128], NDArray[np.float64]]:
-    """Stokes I and one over the variance of its real components, zero where there is none: ``(row, channel)`` each."""
-    precision = block.weights.astype(float)
-    if scatter:
-        precision = precision / _scatter(block, path)[:, None, None] ** 2
+def _stokes(block: _Block, strict: bool, path: Path) -> tuple[NDArray[np.complex128], NDArray[np.float64]]:
+    """Stokes I and its weight, zero where there is none: ``(row, channel)`` each."""
     if "I" in block.hands:
         one = block.hands.index("I")
-        return block.data[..., one].astype(complex), precision[..., one]
+        return block.data[..., one].astype(complex), block.weights[..., one].astype(float)
     pair = [hand for hand in (("RR", "LL") if {"RR", "LL"} & set(block.hands) else ("XX", "YY")) if hand in block.hands]
     if strict and len(pair) == 1:
         raise DataError(f"{path} has only {pair[0]}, and Stokes I takes both hands; pseudo-I takes one")
     parts = [block.hands.index(hand) for hand in pair]
-    used = precision[..., parts] > 0
+    weights = block.weights[..., parts].astype(float)
+    used = weights > 0
     if strict:
         used = used & used.all(-1, keepdims=True)
     number = used.sum(-1)
     value = np.where(used, block.data[..., parts], 0).sum(-1) / np.maximum(number, 1)
-    variance = np.where(used, 1 / np.where(used, precision[..., parts], 1), 0).sum(-1)
+    variance = np.where(used, 1 / np.where(used, weights, 1), 0).sum(-1)
     factor = 2 if block.total else 1
-    inverse = np.where(number > 0, number**2 / np.where(number > 0, variance, 1) / factor**2, 0)
-    return factor * value.astype(complex), inverse
+    weight = np.where(number > 0, number**2 / np.where(number > 0, variance, 1) / factor**2, 0)
+    return factor * value.astype(complex), weight
 
 
-def _scatter(block: _Block, path: Path) -> NDArray[np.float64]:
-    """Noise of a real component of unit weight for each row, from what changes between successive ones."""
+def _precision(
+    block: _Block,
+    value: NDArray[np.complex128],
+    weight: NDArray[np.float64],
+    scatter: bool,
+    path: Path,
+    warned: set[str],
+) -> NDArray[np.float64]:
+    """One over the variance of a real component, from weights and from what changes between successive visibilities."""
     first, second = block.antennas.T
     order = np.lexsort((block.times, second, first))
     before, after = order[:-1], order[1:]
@@ -599,27 +609,38 @@ def _scatter(block: _Block, path: Path) -> NDArray[np.float64]:
     near = (block.antennas[before] == block.antennas[after]).all(1) & (gap > 0)
     near &= gap < 1.5 * np.maximum(block.exposures[before], block.exposures[after])
     before, after = before[near], after[near]
-    weights = block.weights[before], block.weights[after]
-    both = (weights[0] > 0) & (weights[1] > 0)
-    error = np.sqrt(sum(1 / np.where(both, weight, 1) for weight in weights))
-    steps = (block.data[after] - block.data[before]) / error
+    both = (weight[before] > 0) & (weight[after] > 0)
+    error = np.sqrt(sum(1 / np.where(both, weight[rows], 1) for rows in (before, after)))
+    steps = (value[after] - value[before]) / error
 
-    def level(rows: NDArray[np.bool_]) -> float | None:
+    def level(rows: NDArray[np.bool_]) -> float:
+        """Give the noise of unit weight, or zero where there are too few to tell."""
         chosen = steps[rows][both[rows]]
         if chosen.size < _PAIRS:
-            return None
+            return 0.0
         return float(np.median(np.abs(np.concatenate([chosen.real, chosen.imag]))) / _MAD)
 
     common = level(np.ones(len(before), bool))
-    if common is None:
+    if not scatter:
+        # a source, and the phase of the air, can only add to the scatter
+        if 0 < common < 0.5 and "weights" not in warned:
+            warned.add("weights")
+            warnings.warn(
+                f"{path}: the noise that its weights say is {1 / common:.3g} times what successive visibilities differ "
+                "by; if they are no inverse variances in 1/Jy^2 (files that pyuvdata wrote count samples), take "
+                "noise='scatter'",
+                stacklevel=3,
+            )
+        return weight
+    if not common:
         raise DataError(
-            f"{path} has only {int(both.sum())} successive visibilities to estimate the noise from; if its weights are "
-            "inverse variances, say so with noise"
+            f"{path} has {int(both.sum())} pairs of successive visibilities that differ, too few to estimate the noise "
+            f"from ({_PAIRS}); if its weights are inverse variances, take noise='weights'"
         )
     pairs, own = np.unique(block.antennas, axis=0, return_inverse=True)
     own = own.reshape(-1)
-    levels = [level(own[before] == pair) for pair in range(len(pairs))]
-    return np.array([common if one is None else one for one in levels])[own]
+    levels = np.array([level(own[before] == pair) or common for pair in range(len(pairs))])
+    return np.asarray(weight / levels[own, None] ** 2)
 
 
 def _average(
@@ -651,7 +672,9 @@ def _average(
     kept = weight > 0
 
     def mean(values: NDArray[Any]) -> NDArray[Any]:
-        return np.asarray(total(precision * values)[kept] / weight[kept])
+        weighted = np.zeros(precision.shape, values.dtype)
+        np.multiply(precision, values, out=weighted, where=precision > 0)  # what is flagged need not be finite
+        return np.asarray(total(weighted)[kept] / weight[kept])
 
     def spread(values: NDArray[Any], axis: int) -> NDArray[Any]:
         return np.asarray(np.broadcast_to(np.expand_dims(values, axis), kept.shape + values.shape[1:])[kept])
@@ -660,7 +683,7 @@ def _average(
     uvw = [mean(block.baselines[:, axis, None] * block.frequencies / LIGHT) for axis in range(3)]
     return _Visibilities(
         uvw=np.stack(uvw, 1),
-        value=mean(np.where(precision > 0, value, 0)),
+        value=mean(value),
         noise=1 / np.sqrt(weight[kept]),
         antennas=np.repeat(block.antennas[order][rows], kept.sum(1), axis=0),
         time=mean(block.times[:, None]),

@@ -19,6 +19,8 @@ from ambient_sci.operators.arrays import array
 from ambient_sci.operators.interferometer import ARCSEC
 
 LIGHT = 299792458.0
+pytestmark = pytest.mark.filterwarnings("ignore:.*the noise that its weights say")  # of skies without any
+
 FORMATS = ("uvfits", "uvh5", "ms")
 PIXEL = 0.4  # arcsec
 SOURCES = ((1.5, 3, -2), (0.7, -5, 6))  # Jy, pixels to the East and to the North
@@ -339,7 +341,8 @@ def test_scans_of_intervals_and_frequencies(tmp_path):
     assert [scan.coords["frequency"] for scan in channels] == pytest.approx(
         [1.405e9, 1.42e9, 1.605e9, 1.62e9], rel=1e-3
     )
-    assert len(read(path, field="3C9")) == 0
+    with pytest.raises(DataError, match="there is no field '3C9'; there are 3C1, 3C2"):
+        read(path, field="3C9")
     for scan in channels:
         assert scan.measurement.y.shape == (1, 5 * pairs)
 
@@ -408,11 +411,33 @@ def test_noise_of_each_baseline(tmp_path):
     for some in (last, ~last):
         assert float(residual[0, some].real.std()) == pytest.approx(1, abs=0.05)
     assert float(m.noise_std[0, last].mean() / m.noise_std[0, ~last].mean()) == pytest.approx(5, rel=0.05)
-    few = write(observe(times=2), tmp_path, "uvfits")
     uv = observe(times=1)
-    with pytest.raises(DataError, match=r"has only 0 successive visibilities to estimate the noise from"):
+    with pytest.raises(DataError, match=r"has 0 pairs of successive visibilities .* take noise='weights'"):
         read(write(uv, tmp_path, "uvh5"), noise="scatter")
-    assert len(read(few, noise="scatter")) == 1
+
+
+def test_hands_that_are_copies(tmp_path):
+    """The scatter is that of Stokes I, which two copies of one visibility do not make less noisy."""
+    uv = observe(sources=((1.0, 0, 0),), times=40, noise=0.2)
+    uv.data_array = 1 + (uv.data_array - 1) * np.sqrt(uv.nsample_array)
+    uv.nsample_array[:] = 1
+    uv.data_array[..., 1] = uv.data_array[..., 0]
+    m = read(write(uv, tmp_path, "uvh5"), noise="scatter")[0].measurement
+    assert float((m.y[0] - 1).real.std()) == pytest.approx(0.2, rel=0.05)
+    assert float(m.noise_std.mean()) == pytest.approx(0.2, rel=0.05)
+
+
+def test_weights_that_count_samples(tmp_path):
+    path = write(observe(sources=((1.0, 0, 0),), times=9, noise=0.01), tmp_path, "uvfits")
+    with pytest.warns(
+        UserWarning, match=r"the noise that its weights say is \d+ times .* take noise='scatter'"
+    ) as caught:
+        list(read_visibilities([path], size=8, pixel=PIXEL))
+    (text,) = (str(one.message) for one in caught)
+    assert float(text.split("say is ")[1].split(" times")[0]) == pytest.approx(100, rel=0.05)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(read_visibilities([path], size=8, pixel=PIXEL, noise="scatter"))
 
 
 def test_samples_that_are_none(tmp_path):
@@ -501,8 +526,8 @@ def test_smearing(tmp_path):
 
 def test_wide_fields(tmp_path):
     """The third coordinate adds pi w r^2 at the distance r."""
-    uv = observe(times=1, exposure=0.01, stations=(0, 1, 2))
-    waves = np.abs(uv.uvw_array).max(0) * 1.62e9 / LIGHT
+    uv = observe(times=1, exposure=0.01, stations=(0, 1, 2), frequencies=((1e8, 1.001e8),))
+    waves = np.abs(uv.uvw_array).max(0) * 1.001e8 / LIGHT
     pixel = 0.2 / waves[:2].max() / ARCSEC
     size = 2 * math.ceil(math.sqrt(0.6 / math.pi / waves[2]) / (pixel * ARCSEC))
     turn = math.pi * waves[2] * (size / 2 * pixel * ARCSEC) ** 2
@@ -618,7 +643,11 @@ def test_options_that_cannot_be(tmp_path, options, message):
 
 def test_pixels_that_are_too_large(tmp_path):
     path = write(observe(times=1), tmp_path, "uvh5")
-    with pytest.raises(DataError, match="pixel_size must be above 0 and at most half a period"):
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(DataError, match="pixel_size must be above 0 and at most half a period"),
+    ):
+        warnings.simplefilter("ignore")
         read(path, pixel=10.0)
 
 
