@@ -82,9 +82,7 @@ def read_visibilities(
     groups: Annotated[str, "what training hides together: baseline, station or visibility"] = "baseline",
     diameter: Annotated[float | None, "dishes in metres: images are then of the sky before the primary beam"] = None,
     column: Annotated[str | None, "of a measurement set: DATA, ...; CORRECTED_DATA where it is there"] = None,
-    conjugate: Annotated[bool, "for files whose phases have the other sign: images come out turned by 180 degrees"] = (
-        False
-    ),
+    conjugate: Annotated[bool, "phases have the other sign: images would come out turned by 180 degrees"] = False,
     pad: Annotated[int, "pad to one of so many numbers of visibilities per octave; 0 pads nothing"] = 8,
 ) -> Iterator[ReadyScan]:
     """Read visibilities from UVFITS or UVH5 files or CASA measurement sets.
@@ -112,7 +110,8 @@ def read_visibilities(
     stokes
         What to do where one of two parallel hands is flagged: take the other, or nothing.
     noise
-        Where the noise comes from.
+        ``"weights"``: they are inverse variances. ``"scatter"``: successive visibilities tell, and weights are only
+        relative, as in all files that pyuvdata itself wrote. ``"auto"``: the second for UVH5, else the first.
     groups
         What `Interferometer.thin` loses together.
     diameter
@@ -120,7 +119,7 @@ def read_visibilities(
     column
         Which visibilities of a measurement set.
     conjugate
-        Take the complex conjugate.
+        For files in which phases have the other sign than in the formats' conventions.
     pad
         Lengths per octave; see `padded_length`.
 
@@ -143,12 +142,25 @@ def read_visibilities(
     DataError, NotFoundError
         If a file is none of these, is damaged, or has no Stokes I or no phase centre.
     """
-    _check(size, pixel, interval, average_time, average_channels, diameter)
-    for name, value, known in (
-        ("spectrum", spectrum, SPECTRA), ("stokes", stokes, STOKES), ("noise", noise, NOISE), ("groups", groups, GROUPS)
-    ):  # fmt: skip
-        if value not in known:
-            raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    for name, choice, known in (
+        ("spectrum", spectrum, SPECTRA),
+        ("stokes", stokes, STOKES),
+        ("noise", noise, NOISE),
+        ("groups", groups, GROUPS),
+    ):
+        if choice not in known:
+            raise ConfigError(f"{name} must be one of {', '.join(known)}, got {choice!r}")
+    for name, number, good, want in (
+        ("size", size, size >= 2, "2 pixels or more"),
+        ("pixel", pixel, pixel is None or 0 < pixel < math.inf, "above 0 arcsec"),
+        ("interval", interval, interval is None or 0 < interval < math.inf, "above 0 s"),
+        ("average_time", average_time, 0 <= average_time < math.inf, "0 s or more"),
+        ("average_channels", average_channels, average_channels >= 1, "1 channel or more"),
+        ("diameter", diameter, diameter is None or 0 < diameter < math.inf, "above 0 m"),
+        ("pad", pad, pad >= 0, "0 lengths per octave or more"),
+    ):
+        if not good:
+            raise ConfigError(f"{name} must be {want}, got {number}")
     files = _files(paths)
     names: set[str] = set()
     longest = 0.0
@@ -165,8 +177,8 @@ def read_visibilities(
     for path in files:
         source = _open(path, column)
         scatter = source.scatter if noise == "auto" else noise == "scatter"
-        for number, rows in _scans(source, field, interval):
-            name, right_ascension, declination = source.field(number)
+        for one, rows in _scans(source, field, interval):
+            name, right_ascension, declination = source.field(one)
             start = float((source.times[rows] - source.exposures[rows] / 2 / _DAY).min())
             parts = []
             for block in source.read(rows):
@@ -175,7 +187,7 @@ def read_visibilities(
                 parts.append(_average(block, value, precision, start, average_time, average_channels))
             every = _Visibilities(*(np.concatenate(values) for values in zip(*parts, strict=True)))
             for measured in _split(every, spectrum):
-                _warn(measured, size * side / 2, average_time or float(source.exposures[rows].max()), warned)
+                _warn(measured, size * side / 2, max(average_time, float(source.exposures[rows].max())), warned)
                 coords: dict[str, float | str] = {
                     "file": path.stem,
                     "field": name,
@@ -193,21 +205,6 @@ def read_visibilities(
                     beam = primary_beam((size, size), side, diameter, float(measured.frequency.mean()))
                 measurement = _measurement(measured, y, size, side, beam, groups, pad)
                 yield ReadyScan(measurement, coords, _how(scatter, stokes, conjugate, average_time, average_channels))
-
-
-def _check(
-    size: int, pixel: float | None, interval: float | None, seconds: float, channels: int, diameter: float | None
-) -> None:
-    for name, value, good, want in (
-        ("size", size, size >= 2, "2 pixels or more"),
-        ("pixel", pixel, pixel is None or 0 < pixel < math.inf, "above 0 arcsec"),
-        ("interval", interval, interval is None or 0 < interval < math.inf, "above 0 s"),
-        ("average_time", seconds, 0 <= seconds < math.inf, "0 s or more"),
-        ("average_channels", channels, channels >= 1, "1 channel or more"),
-        ("diameter", diameter, diameter is None or 0 < diameter < math.inf, "above 0 m"),
-    ):
-        if not good:
-            raise ConfigError(f"{name} must be {want}, got {value}")
 
 
 def _how(scatter: bool, stokes: str, conjugate: bool, seconds: float, channels: int) -> dict[str, str]:
@@ -375,9 +372,11 @@ class _MeasurementSet:
             windows = self._table("SPECTRAL_WINDOW")
             self._frequencies = [np.asarray(windows.getcell("CHAN_FREQ", k), float) for k in range(windows.nrows())]
             self._widths = [np.abs(np.asarray(windows.getcell("CHAN_WIDTH", k), float)) for k in range(windows.nrows())]
-            self.highest = max(float(frequencies.max()) for frequencies in self._frequencies)
             description = self._table("DATA_DESCRIPTION")
             self._window_of = description.getcol("SPECTRAL_WINDOW_ID")
+            # not of windows that no baseline has, such as those of water vapour radiometers
+            used = np.unique(self._descriptions[self.antennas[:, 0] != self.antennas[:, 1]])
+            self.highest = max((float(self._frequencies[self._window_of[k]].max()) for k in used), default=0.0)
             polarisations, number = self._table("POLARIZATION"), description.getcol("POLARIZATION_ID")
             self._codes = [[int(code) for code in polarisations.getcell("CORR_TYPE", k)] for k in number]
             self.telescope = str(self._table("OBSERVATION").getcell("TELESCOPE_NAME", 0))

@@ -630,6 +630,7 @@ def test_beam(tmp_path):
         ({"average_time": math.nan}, "average_time must be 0 s or more, got nan"),
         ({"average_channels": 0}, "average_channels must be 1 channel or more, got 0"),
         ({"diameter": 0.0}, "diameter must be above 0 m, got 0"),
+        ({"pad": -1}, "pad must be 0 lengths per octave or more, got -1"),
         ({"spectrum": "all"}, "spectrum must be one of together, windows, channels, got 'all'"),
         ({"stokes": "Q"}, "stokes must be one of pseudo-I, I, got 'Q'"),
         ({"noise": "0.1"}, "noise must be one of auto, weights, scatter"),
@@ -643,12 +644,8 @@ def test_options_that_cannot_be(tmp_path, options, message):
 
 def test_pixels_that_are_too_large(tmp_path):
     path = write(observe(times=1), tmp_path, "uvh5")
-    with (
-        warnings.catch_warnings(),
-        pytest.raises(DataError, match="pixel_size must be above 0 and at most half a period"),
-    ):
-        warnings.simplefilter("ignore")
-        read(path, pixel=10.0)
+    with pytest.raises(DataError, match="pixel_size must be above 0 and at most half a period"):
+        read(path, pixel=10.0, size=2)
 
 
 def test_files_that_are_none(tmp_path):
@@ -695,10 +692,10 @@ def test_damaged_files(tmp_path, kind):
         victim = files[rng.integers(len(files))]
         original = victim.read_bytes()
         damaged = bytearray(original)
-        if trial % 2 and len(damaged):
-            del damaged[rng.integers(len(damaged)) :]
+        if kind == "ms" or trial % 2:  # casacore itself aborts on some changes
+            del damaged[rng.integers(len(damaged) + 1) :]
         else:
-            for place in rng.integers(min(len(damaged), 6000), size=4) if damaged else ():
+            for place in rng.integers(min(len(damaged), 6000), size=4):
                 damaged[place] ^= 1 << int(rng.integers(8))
         victim.write_bytes(damaged)
         with warnings.catch_warnings(), contextlib.suppress(AmbientError):
