@@ -100,6 +100,7 @@ def import_scans(
         for number, scan in enumerate(tqdm(scans, desc="importing", unit=" scans", disable=not progress)):
             if isinstance(scan, ReadyScan):
                 measurement = scan.measurement
+                how = how or dict(scan.how)
             else:
                 measurement = prepare(scan, preparation, f"scan {number}")
                 how = how or preparation.how(scan)

@@ -75,7 +75,11 @@ class RawScan:
 
 @dataclass(frozen=True)
 class ReadyScan:
-    """A measurement that needs no preparation, such as visibilities: a batch of one, in the instrument's units."""
+    """A measurement that needs no preparation, such as visibilities: a batch of one, in the instrument's units.
+
+    What ``how`` says of the conventions of a file and of what was estimated goes to the store's provenance.
+    """
 
     measurement: Measurement
     coords: Coords = field(default_factory=dict)
+    how: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,769 @@
+r"""Visibilities of radio interferometers: UVFITS and UVH5 files and CASA measurement sets.
+
+All three hold, for pairs of antennas, times and channels, a correlation, its baseline in metres, a weight and a flag.
+A correlation of antennas 1 and 2 and the baseline from 1 to 2, :math:`b = r_2 - r_1`, as pyuvdata defines them for
+every format (:math:`V = \langle E_1^* E_2 \rangle`; its documentation, Conventions), are
+
+.. math:: V = \int I(l, m) \, e^{+2\pi i (u l + v m)} \, dl \, dm, \qquad (u, v) = b \nu / c,
+
+so that the `Interferometer`, with the other sign, measures :math:`\bar V` at :math:`(u, v)`. A format that counts
+baselines the other way conjugates its correlations as well, which is the same visibility of a real sky. That the sign
+is this one, and no image is turned by half a circle, is seen in the files of M87 that the Event Horizon Telescope
+published (2019-D01-01): by their closure phases, which no antenna's phase changes, the ring is brighter in the South
+(position angles of 150 to 180 degrees on the four days), as in EHT Collaboration 2019, ApJL 875 L4.
+
+From samples to one image's measurement, each of these steps only where it is asked for or needed:
+
+#. Rows of one field, and of one interval of time, are read. Autocorrelations, flagged samples and those that are not
+   finite are left out.
+#. Stokes I is half the sum of the parallel hands, RR and LL or XX and YY, or their sum in files that say so. Where
+   one of them is flagged the other stands for it, which is right for a source that is not polarised (`stokes`).
+   Its weight :math:`w` is that of independent hands of variance one over weight.
+#. The noise: :math:`\sigma^2 = 1 / w` of each real component where weights are inverse variances, as in UVFITS and
+   measurement sets. Where only their ratios mean something, as in UVH5 (a weight is then the number of samples times
+   integration time times channel width), :math:`\sigma^2 = s^2 / w`, with :math:`s` from the scatter of successive
+   visibilities of a baseline, :math:`(V_{k+1} - V_k) / \sqrt{1 / w_k + 1 / w_{k+1}}`, by their median absolute
+   deviation. A source that changes between them makes it too large rather than too small.
+#. Means over times and channels, with the weights :math:`1 / \sigma^2`, of visibilities and frequencies alike, have
+   :math:`\sigma^{-2} = \sum \sigma_k^{-2}`.
+#. Lengths are padded with visibilities of weight zero to one of a few (`ambient_sci.datasets.padding`).
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ambient_sci.datasets.padding import padded_length
+from ambient_sci.datasets.raw import ReadyScan
+from ambient_sci.datasets.simulate import estimate_scale
+from ambient_sci.errors import AmbientError, ConfigError, DataError, NotFoundError
+from ambient_sci.measurement import Measurement
+from ambient_sci.operators import Interferometer, primary_beam
+from ambient_sci.operators.interferometer import ARCSEC, LIGHT
+
+__all__ = ["read_visibilities"]
+
+SUFFIXES = (".uvfits", ".uvf", ".uvh5", ".ms")
+SPECTRA, STOKES, NOISE = ("together", "windows", "channels"), ("pseudo-I", "I"), ("auto", "weights", "scatter")
+GROUPS = ("baseline", "station", "visibility")
+
+_AIPS = {1: "I", -1: "RR", -2: "LL", -5: "XX", -6: "YY"}
+_CASA = {1: "I", 5: "RR", 8: "LL", 9: "XX", 12: "YY"}
+_DAY = 86400.0
+_MJD = 2400000.5  # Julian date of day zero
+_EARTH = 7.2921159e-5  # rotation in rad/s
+_MAD = 0.6744897501960817  # median of |N(0, 1)|
+_PAIRS = 50  # successive visibilities that a baseline's own noise takes
+_LOSS = 0.05  # of amplitude, at the edge of the field on the longest baseline
+_CURVATURE = 0.5  # radians of phase that the third coordinate may add there
+
+
+def read_visibilities(
+    paths: list[Path],
+    *,
+    size: Annotated[int, "pixels along each side of the image"] = 64,
+    pixel: Annotated[float | None, "size of a pixel in arcsec; a fifth of the resolution by default"] = None,
+    field: Annotated[str | None, "only the field of this name"] = None,
+    interval: Annotated[float | None, "one scan per so many seconds; a field is one scan by default"] = None,
+    spectrum: Annotated[str, "channels in one scan: together, windows (each spectral window) or channels"] = "together",
+    average_time: Annotated[float, "average over so many seconds"] = 0.0,
+    average_channels: Annotated[int, "average over so many channels"] = 1,
+    stokes: Annotated[str, "pseudo-I (one hand where the other is flagged) or I (both hands only)"] = "pseudo-I",
+    noise: Annotated[str, "weights (they are inverse variances), scatter, or auto: scatter for UVH5"] = "auto",
+    groups: Annotated[str, "what training hides together: baseline, station or visibility"] = "baseline",
+    diameter: Annotated[float | None, "dishes in metres: images are then of the sky before the primary beam"] = None,
+    column: Annotated[str | None, "of a measurement set: DATA, ...; CORRECTED_DATA where it is there"] = None,
+    conjugate: Annotated[bool, "phases have the other sign: images would come out turned by 180 degrees"] = False,
+    pad: Annotated[int, "pad to one of so many numbers of visibilities per octave; 0 pads nothing"] = 8,
+) -> Iterator[ReadyScan]:
+    """Read visibilities from UVFITS or UVH5 files or CASA measurement sets.
+
+    The format is seen in a file itself. In memory are a UVFITS file, or what a UVH5 file or a measurement set has of
+    one scan, and the times and baselines of all of it.
+
+    Parameters
+    ----------
+    paths
+        Files, measurement sets, or folders of them.
+    size, pixel
+        The image: ``size`` by ``size`` pixels of ``pixel`` arcsec, the same for all scans. Half a period of the highest
+        frequency is the largest pixel there can be. The field of view is for the source to fit in: 64 pixels of 2e-6
+        arcsec for M87 with the EHT.
+    field
+        Name of the only field to read.
+    interval
+        Length of a scan in seconds, counted from a field's first sample.
+    spectrum
+        ``"together"``: all frequencies measure one image, whose spectrum is flat. ``"windows"``: a scan for each
+        spectral window; ``"channels"``: one for each channel, after averaging.
+    average_time, average_channels
+        Seconds, and adjacent channels of a spectral window, to take the mean of.
+    stokes
+        What to do where one of two parallel hands is flagged: take the other, or nothing.
+    noise
+        ``"weights"``: they are inverse variances. ``"scatter"``: successive visibilities tell, and weights are only
+        relative, as in all files that pyuvdata itself wrote. ``"auto"``: the second for UVH5, else the first.
+    groups
+        What `Interferometer.thin` loses together.
+    diameter
+        Diameter of the dishes, for a `primary_beam`; by default the field is small against it.
+    column
+        Which visibilities of a measurement set.
+    conjugate
+        For files in which phases have the other sign than in the formats' conventions.
+    pad
+        Lengths per octave; see `padded_length`.
+
+    Yields
+    ------
+    ReadyScan
+        Visibilities in Jy, a batch of one; fields in the order of their numbers, intervals, then frequencies.
+
+    Warns
+    -----
+    UserWarning
+        If averaging (or the file's own integrations and channels) blurs the edge of the field, if the field is so wide
+        that the third coordinate of baselines matters, if a file says that it is not calibrated, or if its weights
+        are no inverse variances by the look of its visibilities.
+
+    Raises
+    ------
+    ConfigError
+        If an option cannot have its value, or a library is missing.
+    DataError, NotFoundError
+        If a file is none of these, is damaged, or has no Stokes I or no phase centre.
+    """
+    for name, choice, known in (
+        ("spectrum", spectrum, SPECTRA),
+        ("stokes", stokes, STOKES),
+        ("noise", noise, NOISE),
+        ("groups", groups, GROUPS),
+    ):
+        if choice not in known:
+            raise ConfigError(f"{name} must be one of {', '.join(known)}, got {choice!r}")
+    for name, number, good, want in (
+        ("size", size, size >= 2, "2 pixels or more"),
+        ("pixel", pixel, pixel is None or 0 < pixel < math.inf, "above 0 arcsec"),
+        ("interval", interval, interval is None or 0 < interval < math.inf, "above 0 s"),
+        ("average_time", average_time, 0 <= average_time < math.inf, "0 s or more"),
+        ("average_channels", average_channels, average_channels >= 1, "1 channel or more"),
+        ("diameter", diameter, diameter is None or 0 < diameter < math.inf, "above 0 m"),
+        ("pad", pad, pad >= 0, "0 lengths per octave or more"),
+    ):
+        if not good:
+            raise ConfigError(f"{name} must be {want}, got {number}")
+    files = _files(paths)
+    names: set[str] = set()
+    longest = 0.0
+    for path in files:  # all are looked at before any is read
+        source = _open(path, column)
+        names |= {source.name(int(number)) for number in np.unique(source.fields)}
+        longest = max(longest, _longest(source, field))
+    if field is not None and field not in names:
+        raise DataError(f"there is no field {field!r}; there are {', '.join(sorted(names))}")
+    if longest == 0:
+        raise DataError(f"there are no baselines in {', '.join(map(str, files))}, only autocorrelations")
+    side = 1 / (5 * longest) if pixel is None else pixel * ARCSEC
+    warned: set[str] = set()
+    for path in files:
+        source = _open(path, column)
+        scatter = source.scatter if noise == "auto" else noise == "scatter"
+        for one, rows in _scans(source, field, interval):
+            name, right_ascension, declination = source.field(one)
+            start = float((source.times[rows] - source.exposures[rows] / 2 / _DAY).min())
+            parts = []
+            for block in source.read(rows):
+                value, weight = _stokes(block, stokes == "I", path)
+                precision = _precision(block, value, weight, scatter, path, warned)
+                parts.append(_average(block, value, precision, start, average_time, average_channels))
+            every = _Visibilities(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+            for measured in _split(every, spectrum):
+                _warn(measured, size * side / 2, max(average_time, float(source.exposures[rows].max())), warned)
+                coords: dict[str, float | str] = {
+                    "file": path.stem,
+                    "field": name,
+                    "telescope": source.telescope,
+                    "right_ascension": right_ascension,
+                    "declination": declination,
+                    "frequency": float(measured.frequency.mean()),
+                    "bandwidth": float(measured.high.max() - measured.low.min()),
+                    "time": float((measured.time.min() + measured.time.max()) / 2),
+                    "pixel": side / ARCSEC,
+                }
+                y = measured.value if conjugate else measured.value.conj()
+                beam = None
+                if diameter is not None:
+                    beam = primary_beam((size, size), side, diameter, float(measured.frequency.mean()))
+                measurement = _measurement(measured, y, size, side, beam, groups, pad)
+                yield ReadyScan(measurement, coords, _how(scatter, stokes, conjugate, average_time, average_channels))
+
+
+def _how(scatter: bool, stokes: str, conjugate: bool, seconds: float, channels: int) -> dict[str, str]:
+    one = "" if stokes == "I" else "; one hand where the other is flagged"
+    return {
+        "units": "Jy, frequencies in wavelengths",
+        "phase": f"{'as in' if conjugate else 'complex conjugate of'} the file with baselines from antenna 1 to 2: "
+        "V = sum I exp(-2 pi i (u l + v m)), l to the East, m to the North",
+        "stokes": f"I, or half the sum of the parallel hands{one}",
+        "noise_std": "median absolute deviation of successive visibilities of a baseline, relative to weights"
+        if scatter
+        else "weights are inverse variances",
+        "average": f"{seconds:g} s, {channels} channels",
+        "scale": "99th percentile of five conjugate gradient iterations, with inverse variances",
+    }
+
+
+# -------------------------------------------------------------------------------------------------------- what is read
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some rows of a file: correlations of two antennas at one time, in some channels.
+
+    ``data`` and ``weights`` are ``(row, channel, hand)``, weights zero where flagged; ``baselines`` metres, ``(row,
+    3)``; ``times`` modified Julian dates and ``antennas`` ``(row, 2)``; ``frequencies``, ``widths`` in Hz and numbers
+    of spectral ``windows``, ``(channel,)``. Correlations and baselines are from antenna 1 to antenna 2. ``total`` says
+    that Stokes I is the sum of the hands.
+    """
+
+    data: NDArray[np.complexfloating[Any]]
+    weights: NDArray[np.floating[Any]]
+    baselines: NDArray[np.float64]
+    times: NDArray[np.float64]
+    exposures: NDArray[np.float64]
+    antennas: NDArray[np.int64]
+    frequencies: NDArray[np.float64]
+    widths: NDArray[np.float64]
+    windows: NDArray[np.int64]
+    hands: tuple[str, ...]
+    total: bool = False
+
+
+class _Source(Protocol):
+    """A file that is open: rows are numbered, and read when they are wanted."""
+
+    telescope: str
+    scatter: bool
+    times: NDArray[np.float64]
+    exposures: NDArray[np.float64]
+    fields: NDArray[np.int64]
+    antennas: NDArray[np.int64]
+    baselines: NDArray[np.float64]
+    highest: float
+
+    def field(self, number: int) -> tuple[str, float, float]:
+        """Name, and right ascension and declination in degrees, ICRS."""
+
+    def name(self, number: int) -> str:
+        """Name of a field."""
+
+    def read(self, rows: NDArray[np.int64]) -> list[_Block]:
+        """Read rows, ascending."""
+
+
+class _UVData:
+    """UVFITS and UVH5 files, by pyuvdata."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path, self.kind, self.scatter = path, kind, kind == "uvh5"
+        with _reading(path, kind):
+            uv = self._load(read_data=False)
+            self.telescope = str(uv.telescope.name)
+            self.times = np.asarray(uv.time_array, float) - _MJD
+            self.exposures = np.asarray(uv.integration_time, float)
+            self.fields = np.asarray(uv.phase_center_id_array, np.int64)
+            self.antennas = np.stack([uv.ant_1_array, uv.ant_2_array], 1).astype(np.int64)
+            self.baselines = np.asarray(uv.uvw_array, float)
+            self.highest = float(uv.freq_array.max())
+            self._catalog = {int(number): dict(entry) for number, entry in uv.phase_center_catalog.items()}
+            units = str(uv.vis_units)
+        _check_units(path, units)
+
+    def _load(self, **options: Any) -> Any:
+        from pyuvdata import UVData
+
+        uv = UVData()
+        read = uv.read_uvh5 if self.kind == "uvh5" else uv.read_uvfits
+        if self.kind == "uvh5":
+            options["data_array_dtype"] = np.complex64
+        # the checks of shapes only: those of positions and times would refuse or comment on what is not used here
+        read(str(self.path), background_lsts=False, run_check_acceptability=False, check_extra=False,
+             check_autos=False, fix_autos=False, **options)  # fmt: skip
+        return uv
+
+    @cached_property
+    def _whole(self) -> Any:
+        return self._load()  # pyuvdata reads all of a UVFITS file, whatever part of it is wanted
+
+    def name(self, number: int) -> str:
+        return str(self._catalog[number]["cat_name"])
+
+    def field(self, number: int) -> tuple[str, float, float]:
+        entry, name = self._catalog[number], self.name(number)
+        if entry["cat_type"] not in ("sidereal", "ephem"):
+            raise DataError(
+                f"{self.path}: the field {name!r} is {entry['cat_type']}: its visibilities are not phased to a point "
+                "of the sky; phase them first (pyuvdata's UVData.phase)"
+            )
+        with _reading(self.path, self.kind):
+            middle = np.size(entry["cat_lon"]) // 2  # of a body that moves
+            longitude, latitude = (float(np.atleast_1d(entry[f"cat_{angle}"])[middle]) for angle in ("lon", "lat"))
+            return (name, *_icrs(longitude, latitude, str(entry["cat_frame"]), entry["cat_epoch"]))
+
+    def read(self, rows: NDArray[np.int64]) -> list[_Block]:
+        with _reading(self.path, self.kind):
+            if self.kind == "uvh5":
+                uv, part = self._load(blt_inds=rows), np.arange(len(rows))
+            else:
+                uv, part = self._whole, rows
+            if uv.flex_spw_polarization_array is not None:
+                raise DataError(f"{self.path} has another polarisation in each of its spectral windows")
+            codes = [int(code) for code in uv.polarization_array]
+            hands = [hand for hand, code in enumerate(codes) if code in _AIPS]
+            names = tuple(_AIPS[codes[hand]] for hand in hands)
+            _check_hands(self.path, names, [f"AIPS's number {code}" for code in codes])
+            data = uv.data_array[part][..., hands]
+            widths = np.broadcast_to(np.abs(uv.channel_width), uv.freq_array.shape).astype(float)
+            weights = np.where(uv.flag_array[part][..., hands], 0, uv.nsample_array[part][..., hands])
+            if self.kind == "uvh5":
+                weights = weights * self.exposures[rows, None, None] * widths[:, None]
+            windows = uv.flex_spw_id_array
+            if windows is None:
+                windows = np.full(len(uv.freq_array), uv.spw_array[0])
+            return [
+                _Block(
+                    data, _usable(data, weights), self.baselines[rows], self.times[rows], self.exposures[rows],
+                    self.antennas[rows], np.asarray(uv.freq_array, float), widths, np.asarray(windows, np.int64),
+                    names, uv.pol_convention == "sum",
+                )
+            ]  # fmt: skip
+
+
+class _MeasurementSet:
+    """Measurement sets, by casacore: pyuvdata would read all of one at once."""
+
+    def __init__(self, path: Path, column: str | None) -> None:
+        self.path, self.scatter = path, False
+        with _reading(path, "ms"):
+            table = self._table()
+            there = set(table.colnames())
+            self.column = column or ("CORRECTED_DATA" if "CORRECTED_DATA" in there else "DATA")
+            if self.column not in there:
+                data = sorted(name for name in there if name.endswith("DATA"))
+                raise ConfigError(
+                    f"{path} has no column {self.column!r}; it has {', '.join(data) or 'no visibilities'}"
+                )
+            units = table.getcolkeywords(self.column).get("QuantumUnits", "Jy")
+            self.times = table.getcol("TIME") / _DAY
+            self.exposures = np.asarray(table.getcol("EXPOSURE"), float)
+            self.fields = np.asarray(table.getcol("FIELD_ID"), np.int64)
+            self.antennas = np.stack([table.getcol("ANTENNA1"), table.getcol("ANTENNA2")], 1).astype(np.int64)
+            self.baselines = np.asarray(table.getcol("UVW"), float)
+            self._descriptions = np.asarray(table.getcol("DATA_DESC_ID"), np.int64)
+            windows = self._table("SPECTRAL_WINDOW")
+            self._frequencies = [np.asarray(windows.getcell("CHAN_FREQ", k), float) for k in range(windows.nrows())]
+            self._widths = [np.abs(np.asarray(windows.getcell("CHAN_WIDTH", k), float)) for k in range(windows.nrows())]
+            description = self._table("DATA_DESCRIPTION")
+            self._window_of = description.getcol("SPECTRAL_WINDOW_ID")
+            # not of windows that no baseline has, such as those of water vapour radiometers
+            used = np.unique(self._descriptions[self.antennas[:, 0] != self.antennas[:, 1]])
+            self.highest = max((float(self._frequencies[self._window_of[k]].max()) for k in used), default=0.0)
+            polarisations, number = self._table("POLARIZATION"), description.getcol("POLARIZATION_ID")
+            self._codes = [[int(code) for code in polarisations.getcell("CORR_TYPE", k)] for k in number]
+            self.telescope = str(self._table("OBSERVATION").getcell("TELESCOPE_NAME", 0))
+        _check_units(path, units if isinstance(units, str) else str(units[0]))
+
+    def _table(self, name: str = "") -> Any:
+        from casacore import tables
+
+        return tables.table(f"{self.path}/{name}" if name else str(self.path), ack=False)
+
+    def name(self, number: int) -> str:
+        with _reading(self.path, "ms"):
+            return str(self._table("FIELD").getcell("NAME", number))
+
+    def field(self, number: int) -> tuple[str, float, float]:
+        with _reading(self.path, "ms"):
+            table = self._table("FIELD")
+            lon, lat = np.asarray(table.getcell("PHASE_DIR", number), float).reshape(-1, 2)[0]
+            about = table.getcolkeyword("PHASE_DIR", "MEASINFO")
+            frame = about.get("Ref", "J2000")
+            if "VarRefCol" in about:
+                codes = [int(code) for code in about["TabRefCodes"]]
+                frame = about["TabRefTypes"][codes.index(int(table.getcell(about["VarRefCol"], number)))]
+            known = {"J2000": ("fk5", 2000.0), "ICRS": ("icrs", None), "B1950": ("fk4", 1950.0)}
+            if frame not in known:
+                raise DataError(f"{self.path}: a phase centre in the frame {frame} is no point of the sky")
+            return (self.name(number), *_icrs(lon, lat, *known[frame]))
+
+    def read(self, rows: NDArray[np.int64]) -> list[_Block]:
+        with _reading(self.path, "ms"):
+            number = self._descriptions[rows]
+            return [self._block(rows[number == one], int(one)) for one in np.unique(number)]
+
+    def _block(self, rows: NDArray[np.int64], description: int) -> _Block:
+        table = self._table().selectrows([int(row) for row in rows])
+        codes, window = self._codes[description], int(self._window_of[description])
+        hands = [hand for hand, code in enumerate(codes) if code in _CASA]
+        names = tuple(_CASA[codes[hand]] for hand in hands)
+        _check_hands(self.path, names, [f"CASA's number {code}" for code in codes])
+        data = np.asarray(table.getcol(self.column)[..., hands])
+        flags = table.getcol("FLAG")[..., hands] | table.getcol("FLAG_ROW")[:, None, None]
+        try:
+            weights = table.getcol("WEIGHT_SPECTRUM")[..., hands]
+        except RuntimeError:  # it is not there, or was never written
+            weights = table.getcol("WEIGHT")[:, None, hands]
+        weights = np.where(flags, 0, np.broadcast_to(weights, data.shape))
+        return _Block(
+            data, _usable(data, weights), self.baselines[rows], self.times[rows], self.exposures[rows],
+            self.antennas[rows], self._frequencies[window], self._widths[window],
+            np.full(len(self._frequencies[window]), window), names,
+        )  # fmt: skip
+
+
+@contextmanager
+def _reading(path: Path, kind: str) -> Iterator[None]:
+    """Make one line of whatever a library says of a file that it cannot read, and nothing of what it comments."""
+    library = "casacore" if kind == "ms" else "pyuvdata"
+    try:
+        __import__(library)
+        from astropy.utils import iers
+    except ImportError as error:
+        distribution = "python-casacore" if kind == "ms" else "pyuvdata"
+        raise ConfigError(f"reading {path} needs {distribution}: pip install 'ambient-sci[radio]'") from error
+    try:
+        # the Earth's orientation of the day, which would be fetched, does not enter: baselines are those of the file
+        with warnings.catch_warnings(), iers.conf.set_temp("auto_download", False):
+            warnings.simplefilter("ignore")
+            with iers.conf.set_temp("iers_degraded_accuracy", "ignore"):
+                yield
+    except AmbientError:
+        raise
+    except Exception as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise DataError(f"{path} cannot be read: {type(error).__name__} {said}") from error
+
+
+def _open(path: Path, column: str | None) -> _Source:
+    if path.is_dir():
+        return _MeasurementSet(path, column)
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start == b"\x89HDF\r\n\x1a\n":
+        return _UVData(path, "uvh5")
+    if start == b"SIMPLE  ":
+        return _UVData(path, "uvfits")
+    raise DataError(f"{path} is neither a UVFITS nor a UVH5 file nor a measurement set")
+
+
+def _files(paths: Sequence[Path]) -> list[Path]:
+    """Find what there is to read in folders that are no measurement set."""
+    files: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise NotFoundError(f"nothing to import at {path}: there is no such file or folder")
+        if path.is_dir() and not (path / "table.dat").exists():
+            inside = sorted(one for one in path.iterdir() if one.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise NotFoundError(f"no visibilities in the folder {path}: nothing ends in {', '.join(SUFFIXES)}")
+            files += inside
+        else:
+            files.append(path)
+    return files
+
+
+def _icrs(longitude: float, latitude: float, frame: str, epoch: float | None) -> tuple[float, float]:
+    """Right ascension and declination in degrees, of radians in a frame that files name."""
+    from astropy import coordinates
+    from astropy.time import Time
+
+    frames = {
+        "icrs": lambda: coordinates.ICRS(),
+        "fk5": lambda: coordinates.FK5(equinox=Time(epoch or 2000.0, format="jyear")),
+        "fk4": lambda: coordinates.FK4(equinox=Time(epoch or 1950.0, format="byear")),
+    }
+    if frame not in frames:
+        raise DataError(f"a phase centre must be in one of the frames {', '.join(frames)}, got {frame!r}")
+    place = coordinates.SkyCoord(longitude, latitude, unit="rad", frame=frames[frame]()).icrs
+    return float(place.ra.deg), float(place.dec.deg)
+
+
+def _check_hands(path: Path, names: Sequence[str], every: Sequence[str]) -> None:
+    if not names:
+        raise DataError(f"{path} has no Stokes I: I, RR, LL, XX or YY is needed, and it has {', '.join(every)}")
+
+
+def _check_units(path: Path, units: str) -> None:
+    if units.lower() == "uncalib":
+        warnings.warn(f"{path} says that its visibilities are not calibrated; they are taken to be in Jy", stacklevel=2)
+    elif units.lower() != "jy":
+        raise DataError(f"visibilities must be in Jy, those of {path} are in {units!r}")
+
+
+def _usable(data: NDArray[np.complexfloating[Any]], weights: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """Weights that are zero where nothing can be made of a sample."""
+    return np.where(np.isfinite(data) & np.isfinite(weights) & (weights > 0), weights, 0)
+
+
+def _selected(source: _Source, field: str | None) -> NDArray[np.bool_]:
+    """Rows that are wanted: no autocorrelations, of one field or of all."""
+    cross = source.antennas[:, 0] != source.antennas[:, 1]
+    if field is None:
+        return np.asarray(cross)
+    numbers = [number for number in np.unique(source.fields) if source.name(int(number)) == field]
+    return np.asarray(cross & np.isin(source.fields, numbers))
+
+
+def _longest(source: _Source, field: str | None) -> float:
+    """Longest baseline in wavelengths of the highest frequency."""
+    lengths = np.hypot(source.baselines[:, 0], source.baselines[:, 1])[_selected(source, field)]
+    return float(lengths.max(initial=0)) * source.highest / LIGHT
+
+
+def _scans(source: _Source, field: str | None, interval: float | None) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Give the number of the field and the ascending rows of every scan."""
+    selected = _selected(source, field)
+    for number in np.unique(source.fields[selected]):
+        rows = np.flatnonzero(selected & (source.fields == number))
+        part = _bins(source.times[rows], source.exposures[rows], None, interval or math.inf)
+        for one in np.unique(part):
+            yield int(number), rows[part == one]
+
+
+def _bins(
+    times: NDArray[np.float64], exposures: NDArray[np.float64], start: float | None, seconds: float
+) -> NDArray[np.int64]:
+    """Which interval each time falls in, counted from where the first integration begins.
+
+    Middles of integrations are then never on an edge where the interval is a whole number of integrations.
+    """
+    first = (times - exposures / 2 / _DAY).min() if start is None else start
+    return np.floor((times - first) * _DAY / seconds).astype(np.int64)
+
+
+# ------------------------------------------------------------------------------------------- from samples to an image
+
+
+class _Visibilities(NamedTuple):
+    """Stokes I, one after the other: values in Jy and their noise, where and when they were measured.
+
+    ``low`` and ``high`` are the edges of the channels of each, ``width`` the band of it alone.
+    """
+
+    uvw: NDArray[np.float64]
+    value: NDArray[np.complex128]
+    noise: NDArray[np.float64]
+    antennas: NDArray[np.int64]
+    time: NDArray[np.float64]
+    frequency: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    window: NDArray[np.int64]
+    channel: NDArray[np.int64]
+
+
+def _stokes(block: _Block, strict: bool, path: Path) -> tuple[NDArray[np.complex128], NDArray[np.float64]]:
+    """Stokes I and its weight, zero where there is none: ``(row, channel)`` each."""
+    if "I" in block.hands:
+        one = block.hands.index("I")
+        return block.data[..., one].astype(complex), block.weights[..., one].astype(float)
+    pair = [hand for hand in (("RR", "LL") if {"RR", "LL"} & set(block.hands) else ("XX", "YY")) if hand in block.hands]
+    if strict and len(pair) == 1:
+        raise DataError(f"{path} has only {pair[0]}, and Stokes I takes both hands; pseudo-I takes one")
+    parts = [block.hands.index(hand) for hand in pair]
+    weights = block.weights[..., parts].astype(float)
+    used = weights > 0
+    if strict:
+        used = used & used.all(-1, keepdims=True)
+    number = used.sum(-1)
+    value = np.where(used, block.data[..., parts], 0).sum(-1) / np.maximum(number, 1)
+    variance = np.where(used, 1 / np.where(used, weights, 1), 0).sum(-1)
+    factor = 2 if block.total else 1
+    weight = np.where(number > 0, number**2 / np.where(number > 0, variance, 1) / factor**2, 0)
+    return factor * value.astype(complex), weight
+
+
+def _precision(
+    block: _Block,
+    value: NDArray[np.complex128],
+    weight: NDArray[np.float64],
+    scatter: bool,
+    path: Path,
+    warned: set[str],
+) -> NDArray[np.float64]:
+    """One over the variance of a real component, from weights and from what changes between successive visibilities."""
+    first, second = block.antennas.T
+    order = np.lexsort((block.times, second, first))
+    before, after = order[:-1], order[1:]
+    gap = (block.times[after] - block.times[before]) * _DAY
+    near = (block.antennas[before] == block.antennas[after]).all(1) & (gap > 0)
+    near &= gap < 1.5 * np.maximum(block.exposures[before], block.exposures[after])
+    before, after = before[near], after[near]
+    both = (weight[before] > 0) & (weight[after] > 0)
+    error = np.sqrt(sum(1 / np.where(both, weight[rows], 1) for rows in (before, after)))
+    steps = (value[after] - value[before]) / error
+
+    def level(rows: NDArray[np.bool_]) -> float:
+        """Give the noise of unit weight, or zero where there are too few to tell."""
+        chosen = steps[rows][both[rows]]
+        if chosen.size < _PAIRS:
+            return 0.0
+        return float(np.median(np.abs(np.concatenate([chosen.real, chosen.imag]))) / _MAD)
+
+    common = level(np.ones(len(before), bool))
+    if not scatter:
+        # a source, and the phase of the air, can only add to the scatter
+        if 0 < common < 0.5 and "weights" not in warned:
+            warned.add("weights")
+            warnings.warn(
+                f"{path}: the noise that its weights say is {1 / common:.3g} times what successive visibilities differ "
+                "by; if they are no inverse variances in 1/Jy^2 (files that pyuvdata wrote count samples), take "
+                "noise='scatter'",
+                stacklevel=3,
+            )
+        return weight
+    if not common:
+        raise DataError(
+            f"{path} has {int(both.sum())} pairs of successive visibilities that differ, too few to estimate the noise "
+            f"from ({_PAIRS}); if its weights are inverse variances, take noise='weights'"
+        )
+    pairs, own = np.unique(block.antennas, axis=0, return_inverse=True)
+    own = own.reshape(-1)
+    levels = np.array([level(own[before] == pair) or common for pair in range(len(pairs))])
+    return np.asarray(weight / levels[own, None] ** 2)
+
+
+def _average(
+    block: _Block,
+    value: NDArray[np.complex128],
+    precision: NDArray[np.float64],
+    start: float,
+    seconds: float,
+    channels: int,
+) -> _Visibilities:
+    """Weighted means over times and channels; without any, the samples themselves that are not flagged."""
+    if seconds:
+        bins = _bins(block.times, block.exposures, start, seconds)
+        order = np.lexsort((block.antennas[:, 1], block.antennas[:, 0], bins))
+        key = np.column_stack([bins, block.antennas])[order]
+        rows = np.flatnonzero(np.r_[True, (key[1:] != key[:-1]).any(1)])
+    else:
+        order = rows = np.arange(len(block.times))
+    across = np.argsort(block.windows, kind="stable")
+    windows = block.windows[across]
+    place = np.arange(len(windows)) - np.searchsorted(windows, windows)  # within its window
+    columns = np.flatnonzero(place % channels == 0)
+
+    def total(values: NDArray[Any]) -> NDArray[Any]:
+        summed = np.add.reduceat(values[order], rows, axis=0)
+        return np.asarray(np.add.reduceat(summed[:, across], columns, axis=1))
+
+    weight = total(precision)
+    kept = weight > 0
+
+    def mean(values: NDArray[Any]) -> NDArray[Any]:
+        weighted = np.zeros(precision.shape, values.dtype)
+        np.multiply(precision, values, out=weighted, where=precision > 0)  # what is flagged need not be finite
+        return np.asarray(total(weighted)[kept] / weight[kept])
+
+    def spread(values: NDArray[Any], axis: int) -> NDArray[Any]:
+        return np.asarray(np.broadcast_to(np.expand_dims(values, axis), kept.shape + values.shape[1:])[kept])
+
+    half, frequencies = block.widths[across] / 2, block.frequencies[across]
+    uvw = [mean(block.baselines[:, axis, None] * block.frequencies / LIGHT) for axis in range(3)]
+    return _Visibilities(
+        uvw=np.stack(uvw, 1),
+        value=mean(value),
+        noise=1 / np.sqrt(weight[kept]),
+        antennas=np.repeat(block.antennas[order][rows], kept.sum(1), axis=0),
+        time=mean(block.times[:, None]),
+        frequency=mean(block.frequencies),
+        low=spread(np.minimum.reduceat(frequencies - half, columns), 0),
+        high=spread(np.maximum.reduceat(frequencies + half, columns), 0),
+        window=spread(windows[columns], 0),
+        channel=spread(place[columns] // channels, 0),
+    )
+
+
+def _split(every: _Visibilities, spectrum: str) -> Iterator[_Visibilities]:
+    """Take apart what does not measure one image; where all is flagged there is nothing."""
+    keys = {"together": [], "windows": [every.window], "channels": [every.window, every.channel]}[spectrum]
+    if not len(every.value):
+        return
+    key = np.column_stack([np.zeros_like(every.window), *keys])
+    _, number = np.unique(key, axis=0, return_inverse=True)
+    number = number.reshape(-1)
+    for one in range(int(number.max()) + 1):
+        yield _Visibilities(*(values[number == one] for values in every))
+
+
+def _warn(measured: _Visibilities, edge: float, seconds: float, warned: set[str]) -> None:
+    """Warn, once an import, of what one visibility cannot hold of a source at ``edge`` radians from the centre."""
+    length = np.hypot(measured.uvw[:, 0], measured.uvw[:, 1]) * edge  # in periods
+    band = (measured.high - measured.low) / measured.frequency
+    loss = 1 - float((np.sinc(np.minimum(length * band, 1)) * np.sinc(np.minimum(length * _EARTH * seconds, 1))).min())
+    turn = math.pi * float(np.abs(measured.uvw[:, 2]).max()) * edge**2
+    said = {
+        "smearing": loss > _LOSS
+        and f"over {seconds:.3g} s and {float((measured.high - measured.low).max()):.3g} Hz, sources at the edge of "
+        f"the field ({edge / ARCSEC:.3g} arcsec from its centre) lose up to {100 * loss:.0f} % of their amplitude: "
+        "average less, or make the field smaller",
+        "width": turn > _CURVATURE
+        and f"the field is not narrow: {edge / ARCSEC:.3g} arcsec from its centre the third coordinate of baselines "
+        f"adds up to {turn:.2g} rad of phase, which is left out; make the field smaller",
+    }
+    for kind, text in said.items():
+        if text and kind not in warned:
+            warned.add(kind)
+            warnings.warn(text, stacklevel=3)
+
+
+def _measurement(
+    measured: _Visibilities,
+    y: NDArray[np.complex128],
+    size: int,
+    side: float,
+    beam: torch.Tensor | None,
+    groups: str,
+    steps: int,
+) -> Measurement:
+    count = len(y)
+    length = padded_length(count, steps)
+
+    def column(values: NDArray[Any], dtype: torch.dtype, fill: float = 0) -> torch.Tensor:
+        added = np.full((length - count, *values.shape[1:]), fill, values.dtype)
+        return torch.from_numpy(np.concatenate([values, added])).to(dtype)[None]
+
+    # what fills up has a noise, too, one that no minimum or maximum of the others notices
+    noise = column(measured.noise, torch.float32, float(np.median(measured.noise)))
+    weights = column(np.ones(count), torch.float32)
+    _, stations = np.unique(measured.antennas, return_inverse=True)
+    pairs = np.sort(stations.reshape(-1, 2), axis=1)
+    numbers = {
+        "visibility": np.arange(count)[:, None],
+        "baseline": (pairs[:, 1] * (pairs[:, 1] - 1) // 2 + pairs[:, 0])[:, None],
+        "station": pairs,
+    }[groups]
+    operator = Interferometer(
+        column(measured.uvw[:, :2], torch.float32),
+        (size, size),
+        side,
+        beam=beam,
+        weights=weights,
+        groups=column(numbers, torch.int32),
+    )
+    values = column(y, torch.complex64)
+    # baselines are not equally noisy: the image whose brightness counts is that of whitened visibilities
+    white = float(noise.min()) / noise * weights
+    whitened = Interferometer(operator.uv, (size, size), side, beam=beam, weights=white)
+    scale = estimate_scale(Measurement(values * white, whitened, 1.0))
+    return Measurement(values, operator, noise, scale=scale)
