@@ -8,6 +8,7 @@ if __name__ != "ambient_sci.datasets":  # found as a top-level name from the rep
     raise ImportError("import this package as ambient_sci.datasets")
 
 from ambient_sci.datasets.describe import Description, describe
+from ambient_sci.datasets.exporting import export
 from ambient_sci.datasets.importers.array import import_array
 from ambient_sci.datasets.importing import import_files, import_scans
 from ambient_sci.datasets.loader import batches
@@ -28,6 +29,7 @@ __all__ = [
     "batches",
     "describe",
     "estimate_scale",
+    "export",
     "import_array",
     "import_files",
     "import_scans",
