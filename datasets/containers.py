@@ -5,6 +5,10 @@ nothing of what the arrays mean. Arrays grow along their first axis, the scans; 
 ``chunk`` scans are compressed together. Damage is found when a scan is read: Zarr chunks end with a CRC32C, HDF5 chunks
 with a Fletcher-32 sum, and what was never written or is lost reads as NaN (an integer as the least of its type), which
 no measurement is.
+
+Whoever reads a container sees it as it was at the last `Container.commit` before it was opened. In a Zarr folder the
+commit is the replacement of one file, so that one process may append while others read; an HDF5 file must not be
+appended to in place.
 """
 
 from abc import ABC, abstractmethod
@@ -40,28 +44,38 @@ class ArrayInfo:
     dims: tuple[str, ...]
     attributes: dict[str, Any]
     chunk: int  # rows that are compressed together
+    block: int  # rows that are best written together
 
 
 class Container(ABC):
-    """Named arrays in a file or folder; a name may have a group, as in ``"reference/image"``."""
+    """Named arrays in a file or folder; a name may have groups, as in ``"reference/image"``.
+
+    Parameters
+    ----------
+    path
+        Of the file or folder.
+    mode
+        ``"r"`` to read, ``"w"`` to make a new one, ``"a"`` to go on after what was committed last.
+    """
 
     is_folder: ClassVar[bool]
+    appends_in_place: ClassVar[bool]
     path: Path
 
     @abstractmethod
     def __init__(self, path: Path, mode: str = "r") -> None: ...
 
     @abstractmethod
-    def names(self) -> list[str]:
-        """Names of the arrays of the root group."""
+    def names(self, group: str = "") -> list[str]:
+        """Names of the arrays of a group, without the group's."""
 
     @abstractmethod
-    def has(self, name: str) -> bool:
-        """Whether there is an array of that name."""
+    def groups(self, group: str = "") -> list[str]:
+        """Names of the groups in a group, without the group's."""
 
     @abstractmethod
-    def attributes(self) -> dict[str, Any]:
-        """Attributes of the root group."""
+    def attributes(self, group: str = "") -> dict[str, Any]:
+        """Attributes of a group."""
 
     @abstractmethod
     def info(self, name: str) -> ArrayInfo:
@@ -82,15 +96,38 @@ class Container(ABC):
         """Write further rows of an array."""
 
     @abstractmethod
-    def finish(self, attributes: Mapping[str, Any]) -> None:
-        """Write the attributes of the root group, and what other programs need to open the container."""
+    def move_into(self, group: str, names: Sequence[str]) -> None:
+        """Move arrays and groups of the root group into a new group."""
+
+    @abstractmethod
+    def commit(self, attributes: Mapping[str, Mapping[str, Any]]) -> None:
+        """Make what was written what is read, with these attributes of the groups (``""`` is the root)."""
 
     @abstractmethod
     def close(self) -> None:
         """Close files; the container is not used any more."""
 
-    def read(self, name: str, rows: NDArray[np.int64] | None = None) -> Array:
+    def has(self, name: str) -> bool:
+        """Whether there is an array of that name."""
+        group, _, last = name.rpartition("/")
+        return (not group or group in self.all_groups()) and last in self.names(group)
+
+    def all_groups(self, group: str = "") -> list[str]:
+        """Names of all groups below a group."""
+        inner = [f"{group}/{name}" if group else name for name in self.groups(group)]
+        return [found for name in inner for found in (name, *self.all_groups(name))]
+
+    def read(self, name: str, rows: NDArray[np.int64] | None = None, scans: NDArray[np.int64] | None = None) -> Array:
         """Read rows of an array in the order given, or all of it.
+
+        Parameters
+        ----------
+        name
+            Of the array.
+        rows
+            Which.
+        scans
+            What to call each row of the array in an error, if not by its number.
 
         Raises
         ------
@@ -109,7 +146,9 @@ class Container(ABC):
             try:
                 parts.append(self._whole(name, slice(int(run[0]), int(run[-1]) + 1)))
             except FAULTS as error:
-                raise self._damage(f"{name} of scan {self._first_damaged(name, run)}", error) from error
+                row = self._first_damaged(name, run)
+                scan = row if scans is None else int(scans[row])
+                raise self._damage(f"{name.rpartition('/')[2]} of scan {scan}", error) from error
         return np.concatenate(parts)[inverse]
 
     def _whole(self, name: str, rows: slice) -> Array:
