@@ -338,7 +338,8 @@ def sample(
         from ambient_sci.datasets import open_store
 
         scans = open_store(store or prior.config.store)
-        operator = scans.read(np.arange(count) % len(scans)).operator.to(prior.device)
+        alike = scans.groups[0].scans
+        operator = scans.read(alike[np.arange(count) % len(alike)]).operator.to(prior.device)
     images = prior.sample(count, steps, solver, seed, operator, None if quiet else "sampling").cpu()  # type: ignore[arg-type]
     array = io.BytesIO()  # NumPy does not say so when a disk is full
     np.save(array, images.numpy())

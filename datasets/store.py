@@ -194,8 +194,9 @@ class Store:
 
     def _gather(self, name: str) -> NDArray[Any]:
         """Values of an array ``(scan,)`` for all scans."""
-        parts = [_text(size.whole(name)) for size in self._sizes]
-        return np.concatenate(parts)[np.argsort(np.concatenate([size.scans for size in self._sizes]))]
+        values = np.concatenate([_text(size.whole(name)) for size in self._sizes])
+        gathered: NDArray[Any] = values[np.argsort(np.concatenate([size.scans for size in self._sizes]))]
+        return gathered
 
     def __len__(self) -> int:
         return self._length
@@ -385,7 +386,7 @@ class Store:
 
     def damage(self) -> list[str]:
         """Read everything, and list what is damaged or no measurement, with the scans that it concerns."""
-        found = []
+        found: list[str] = []
         for size in self._sizes:
             names = [*size.info, *([REFERENCE] if size.has_references else [])]
             for name in names:

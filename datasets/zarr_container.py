@@ -60,7 +60,8 @@ class ZarrContainer(Container):
         """Arrays (True) and groups (False) by name; what was deleted since the last commit does not count."""
         together = self._group.metadata.consolidated_metadata
         if together is not None:
-            found = {name: node.node_type == "array" for name, node in together.flattened_metadata.items()}
+            every: dict[str, Any] = together.flattened_metadata
+            found = {name: node.node_type == "array" for name, node in every.items()}
         else:
             found = {name: json.loads(self._file(name).read_text())["node_type"] == "array" for name in self._listed()}
         return {name: array for name, array in found.items() if self._file(name).is_file()}
