@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Indices", "SizeGroup", "Store", "open_store"]
 
-_SMALL = 4 << 20  # bytes of an array that is read at once and kept
+_SMALL = 32 << 20  # bytes of an array that is read at once and kept
 Indices = int | slice | Sequence[int] | NDArray[np.integer[Any]] | Tensor
 
 
@@ -242,8 +242,7 @@ class Store:
         scale = torch.from_numpy(self.scale[rows].astype(self.scale.dtype.newbyteorder("="))).to(y.real.dtype)
         operator = self._operator(rows)
         if not raw:
-            y = y / scale.reshape(-1, *[1] * (y.ndim - 1))
-            noise = noise / scale.reshape(-1, *[1] * (noise.ndim - 1))
+            y, noise = _divided(y, scale), _divided(noise, scale)
         return Measurement(y, operator, noise, torch.from_numpy(rows), scale)
 
     def references(self, indices: Indices) -> Tensor:
@@ -308,8 +307,11 @@ class Store:
         kept = self._kept.get(name)
         values = _native(self._container.read(name, rows)) if kept is None else kept[rows]
         if values.dtype.kind in "fc":
-            finite = np.isfinite(values).reshape(len(rows), -1).all(1)
-            _require(self.path, name, "finite; it has NaN, infinite or lost values", finite, rows)
+            with np.errstate(invalid="ignore", over="ignore"):
+                total = values.view(values.real.dtype).sum()
+            if not np.isfinite(total):  # one pass; which scan it was is looked up only when it matters
+                finite = np.isfinite(values).reshape(len(rows), -1).all(1)
+                _require(self.path, name, "finite; it has NaN, infinite or lost values", finite, rows)
         layout = str(info.attributes.get("layout", "")).split() or list(info.dims)
         return torch.from_numpy(values.reshape(full_shape(layout, values.shape)))
 
@@ -323,6 +325,14 @@ def _require(path: Path, name: str, what: str, good: NDArray[np.bool_], rows: ND
         bad = np.flatnonzero(~good) if rows is None else np.unique(rows[~good])
         more = ", ..." if len(bad) > 5 else ""
         raise DataError(f"{path}: {name} of scan {', '.join(map(str, bad[:5]))}{more} must be {what}")
+
+
+def _divided(values: Tensor, scale: Tensor) -> Tensor:
+    """Divide each scan by its scale, in place; real and imaginary parts are, as torch has it, multiplied by 1/scale."""
+    if values.is_complex():
+        torch.view_as_real(values).mul_(scale.reciprocal().reshape(-1, *[1] * values.ndim))
+        return values
+    return values.div_(scale.reshape(-1, *[1] * (values.ndim - 1)))
 
 
 def _native(values: NDArray[Any]) -> NDArray[Any]:

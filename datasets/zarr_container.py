@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ambient_sci.datasets.containers import FAULTS, Array, ArrayInfo, Container, brief, fill_value
+from ambient_sci.datasets.shards import ShardReader
 from ambient_sci.errors import StoreError
 
 __all__ = ["ZarrContainer"]
@@ -33,6 +35,7 @@ class ZarrContainer(Container):
                 raise
             raise StoreError(f"{path} is not a store: it has no readable zarr.json ({brief(error)})") from error
         self._arrays: dict[str, Any] = {}
+        self._shards: dict[str, ShardReader | None] = {}
 
     def _array(self, name: str) -> Any:
         if name not in self._arrays:
@@ -64,6 +67,16 @@ class ZarrContainer(Container):
 
     def _read(self, name: str, rows: slice) -> Array:
         return np.asarray(self._array(name)[rows])
+
+    def _fill(self, name: str, rows: NDArray[np.int64], out: Array, places: NDArray[np.int64]) -> None:
+        if name not in self._shards:
+            folder, array = self.path / name, self._array(name)
+            self._shards[name] = ShardReader(folder, array) if ShardReader.fits(folder, array) else None
+        shards = self._shards[name]
+        if shards is None:
+            super()._fill(name, rows, out, places)
+        else:
+            shards.read(rows, out, places)
 
     def create(  # noqa: D102
         self, name: str, shape: Sequence[int], dtype: np.dtype[Any], dims: Sequence[str], chunk: int, block: int,
@@ -104,3 +117,4 @@ class ZarrContainer(Container):
 
     def close(self) -> None:  # noqa: D102
         self._arrays.clear()
+        self._shards.clear()
