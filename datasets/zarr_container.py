@@ -15,13 +15,16 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ambient_sci.datasets.containers import FAULTS, Array, ArrayInfo, Container, brief, fill_value
+from ambient_sci.datasets.shards import ShardReader
 from ambient_sci.errors import StoreError
 
 __all__ = ["ZarrContainer"]
@@ -41,6 +44,7 @@ class ZarrContainer(Container):
 
         self.path = path
         self._arrays: dict[str, Any] = {}
+        self._shards: dict[str, ShardReader | None] = {}
         self._left: list[Path] = []
         self._outdated: list[Path] = []
         try:
@@ -127,13 +131,21 @@ class ZarrContainer(Container):
             raise StoreError(f"{self.path} is damaged: {name} is no array ({brief(error)})") from error
 
     def _read(self, name: str, rows: slice) -> Array:
-        array = self._array(name)
-        for _ in range(_TRIES - 1):
-            try:
-                return np.asarray(array[rows])
-            except FAULTS:  # a writer may have replaced the file between two looks at it
-                continue
-        return np.asarray(array[rows])
+        return _again(lambda: np.asarray(self._array(name)[rows]))
+
+    def _fill(self, name: str, rows: NDArray[np.int64], out: Array, places: NDArray[np.int64]) -> None:
+        if name not in self._shards:
+            folder, array = self.path / name, self._array(name)
+            self._shards[name] = ShardReader(folder, array) if ShardReader.fits(folder, array) else None
+        shards = self._shards[name]
+        if shards is None:
+            super()._fill(name, rows, out, places)
+            return
+        try:
+            shards.read(rows, out, places)
+        except FAULTS:  # it may know places from before a writer replaced the file
+            self._shards[name] = ShardReader(self.path / name, self._array(name))
+            super()._fill(name, rows, out, places)
 
     def create(  # noqa: D102
         self, name: str, shape: Sequence[int], dtype: np.dtype[Any], dims: Sequence[str], chunk: int, block: int,
@@ -200,9 +212,18 @@ class ZarrContainer(Container):
 
     def close(self) -> None:  # noqa: D102
         self._arrays.clear()
+        self._shards.clear()
         for path in self._outdated:
             shutil.rmtree(path, ignore_errors=True)
         self._outdated = []
+
+
+def _again(read: Callable[[], Array]) -> Array:
+    """Read once more what a writer may have replaced between two looks at it."""
+    for _ in range(_TRIES - 1):
+        with suppress(*FAULTS):
+            return read()
+    return read()
 
 
 def _above(name: str) -> list[str]:

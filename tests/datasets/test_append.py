@@ -303,7 +303,7 @@ with StoreWriter(path, append=True) as out:
         out.commit()
 """
     lengths = [3]
-    for wait in (0.0, 0.03, 0.11, 0.2):
+    for wait in (0.05, 0.2):
         with start(path, text) as process:
             assert process.stdout.readline() == "ready\n"
             time.sleep(wait)
