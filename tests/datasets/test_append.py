@@ -15,6 +15,7 @@ import xarray
 
 from ambient_sci.datasets import StoreWriter, hdf5_container, open_store
 from ambient_sci.datasets.store import validate
+from ambient_sci.datasets.zarr_container import ZarrContainer
 from ambient_sci.errors import ConfigError, DataError, NotFoundError, OutputError
 from ambient_sci.measurement import Measurement
 from ambient_sci.operators import Identity
@@ -353,6 +354,47 @@ with StoreWriter(path, append=True) as out:
     check(store)
     assert len(store) > 100
     assert validate(path) == []
+
+
+def test_a_chunk_that_grew_since_its_place_was_looked_up(tmp_path):
+    """Its old length in the new file does not fit its sum; it is looked up again."""
+    path = tmp_path / "a.zarr"
+    write(path, 5)
+    reader = ZarrContainer(path)
+    assert reader.info("measurement").chunk > 9
+    rows = np.array([4, 0, 2])
+    before = reader.read("measurement", rows)
+    with StoreWriter(path, append=True) as out:
+        out.append(scans(5, 4), coords=coords(5, 4))
+    np.testing.assert_array_equal(reader.read("measurement", rows), before)
+
+
+def test_a_file_that_is_replaced_between_two_looks_at_it(tmp_path, monkeypatch):
+    """The same through zarr's own reader, which finds the index in one file and the chunk in another."""
+    from zarr.storage import _local
+
+    path = tmp_path / "a.zarr"
+    write(path, 5)
+    reader = ZarrContainer(path)
+    old = {file: file.read_bytes() for file in (path / "measurement" / "c").rglob("*") if file.is_file()}
+    with StoreWriter(path, append=True) as out:
+        out.append(scans(5, 4), coords=coords(5, 4))
+    looks = []
+
+    def look(file, prototype, byte_range):
+        new = original(file, prototype, byte_range)
+        if file in old and not looks:
+            looks.append(file)
+            now = file.read_bytes()
+            file.write_bytes(old[file])
+            new = original(file, prototype, byte_range)
+            file.write_bytes(now)
+        return new
+
+    original = _local._get
+    monkeypatch.setattr(_local, "_get", look)
+    np.testing.assert_array_equal(reader.read("measurement"), scans(0, 5).y.numpy())
+    assert looks
 
 
 def test_two_writers_of_a_new_store(tmp_path, container):
