@@ -495,7 +495,7 @@ class _Size:
     def damage(self, name: str) -> Iterator[str]:
         """Read an array, and tell of chunks that are damaged and values that cannot be."""
         info = self.info[name] if name in self.info else self._container.info(self._full(name))
-        broken: dict[str, list[int]] = {}
+        broken: dict[int, str] = {}
         wrong: list[int] = []
         must = {"scale": "finite and above zero", "noise_std": "finite and not negative"}.get(name, "finite")
         for start in range(0, info.shape[0], info.block):
@@ -509,13 +509,14 @@ class _Size:
                 elif name == "noise_std":
                     good &= values >= 0
                 wrong += rows[~good.reshape(len(rows), -1).all(1)].tolist()
-        for why, damaged in broken.items():
-            yield f"{self.path} is damaged: {name} of scan {_some(self.scans[damaged])} cannot be read ({why})"
+        if broken:
+            first = next(iter(broken.values()))
+            yield f"{self.path} is damaged: {name} of scan {_some(self.scans[[*broken]])} cannot be read ({first})"
         if wrong:
             yield f"{self.path}: {name} of scan {_some(self.scans[wrong])} must be {must}"
 
     def _readable(
-        self, name: str, block: NDArray[np.int64], broken: dict[str, list[int]]
+        self, name: str, block: NDArray[np.int64], broken: dict[int, str]
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
         """Rows of a block with their values; those that cannot be read are noted by what is wrong with them."""
         try:
@@ -525,8 +526,7 @@ class _Size:
                 for row in block:
                     yield from self._readable(name, np.array([row]), broken)
             else:
-                why = str(error).rpartition("cannot be read (")[2].removesuffix(")")
-                broken.setdefault(why, []).append(int(block[0]))
+                broken[int(block[0])] = str(error).rpartition("cannot be read (")[2].removesuffix(")")
 
 
 def _require(path: Path, name: str, what: str, good: NDArray[np.bool_], scans: NDArray[np.int64] | None = None) -> None:

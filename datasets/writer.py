@@ -196,7 +196,8 @@ class StoreWriter:
         if references is not None:
             arrays[schema.REFERENCE] = references.detach().cpu().resolve_conj().numpy()
             arrays[_REFERENCE_SCAN] = np.arange(self._length, self._length + batch)
-        arrays["scale"] = measurement.scale.detach().cpu().numpy()
+        real = arrays["measurement"].real.dtype  # as it is read
+        arrays["scale"] = measurement.scale.detach().cpu().numpy().astype(self._types.get("scale", real))
         arrays["scan"] = np.arange(self._length, self._length + batch)
         arrays |= _coordinates(coords or {}, batch)
         spec = measurement.operator.spec()
