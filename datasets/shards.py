@@ -99,15 +99,14 @@ class ShardReader:
             return np.frombuffer(_checked(file.read(), 16 * count), "<u8").reshape(count, 2)
 
     def _read_shard(self, number: int, rows: NDArray[np.int64], out: NDArray[Any], places: NDArray[np.int64]) -> None:
-        try:
-            index = self._index(number)
-            file = open(self._path(number), "rb", buffering=0)
-        except FileNotFoundError:  # never written, or lost
+        path = self._path(number)
+        if not os.path.exists(path):  # never written, or lost
             out[places] = self.fill_value
             return
-        with file:
-            chunks, starts = np.unique(rows // self.chunk, return_index=True)
-            ends = [*starts[1:].tolist(), len(rows)]
+        index = self._index(number)
+        chunks, starts = np.unique(rows // self.chunk, return_index=True)
+        ends = [*starts[1:].tolist(), len(rows)]
+        with open(path, "rb", buffering=0) as file:
             for chunk, start, end in zip(chunks.tolist(), starts.tolist(), ends, strict=True):
                 position, length = index[chunk].tolist()
                 if position == length == _NEVER:
