@@ -1,5 +1,6 @@
 """Imports that stop and go on, that add to a store, and that join scans of nearly one size."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -118,6 +119,41 @@ bring(({str(files[0])!r},), {str(out)!r})
     assert len(open_store(tmp_path / ".out.zarr.partial")) == 23
     check(bring(files, out))
     assert hidden(tmp_path) == []
+
+
+def test_a_full_disk_keeps_what_was_committed(tmp_path, importer, files, monkeypatch):
+    from zarr.storage import LocalStore
+
+    monkeypatch.setattr(importing, "COMMIT", -1)
+    original, calls = LocalStore.set, []
+
+    async def full_set(self, *args, **kwargs):
+        calls.append(None)
+        if len(calls) > 200:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        await original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "set", full_set)
+        with pytest.raises(OutputError, match=r"the disk is full: .*; \d+ scans are safe in .*partial"):
+            bring(files, tmp_path / "out.zarr")
+    safe = len(open_store(tmp_path / ".out.zarr.partial"))
+    assert 0 < safe < 40
+    check(open_store(tmp_path / ".out.zarr.partial"), safe)
+    check(bring(files, tmp_path / "out.zarr"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_no_permission_to_append(tmp_path, container, importer, files):
+    folder = tmp_path / "locked"
+    bring(files, folder / f"out.{container}")
+    folder.chmod(0o500)
+    try:
+        with pytest.raises(OutputError, match="no permission to write"):
+            import_files("numbers", files[0], folder / f"out.{container}", append=True, progress=False)
+    finally:
+        folder.chmod(0o700)
+    check(open_store(folder / f"out.{container}"))
 
 
 def test_another_import_does_not_go_on(tmp_path, importer, files):
