@@ -236,6 +236,8 @@ class StoreWriter:
     def _opened(self) -> Container:
         if self._container is None:
             raise RuntimeError("StoreWriter is a context manager: use it in a with statement")
+        if not self._whole:  # whoever passes over an error does not get half of what failed
+            raise OutputError(f"{self.path} is not written: an error came in between")
         return self._container
 
     # -------------------------------------------------------------------------------------------- what goes where
@@ -306,11 +308,11 @@ class StoreWriter:
     def _group(self) -> str:
         """Name of the group of a further size; the first one stands in the root until there is a second."""
         if len(self._sizes) == 1 and not self._sizes[0].group:
-            first = self._sizes[0]
+            first, container = self._sizes[0], self._opened()
             tops = dict.fromkeys(name.split("/")[0] for name in first.shapes)
             self._whole = False
             with self._output.faults():
-                self._opened().move_into(f"{schema.SIZE}0", list(tops))
+                container.move_into(f"{schema.SIZE}0", list(tops))
             self._whole = True
             first.group = f"{schema.SIZE}0"
         return f"{schema.SIZE}{len(self._sizes)}" if self._sizes else ""
@@ -370,6 +372,7 @@ class StoreWriter:
         self._whole = True
 
     def _commit(self) -> None:
+        container = self._opened()
         for size in self._sizes:
             if size.waiting:
                 self._flush(size, size.waiting)
@@ -382,7 +385,7 @@ class StoreWriter:
         attributes = {size.group: {**common, **size.attributes} for size in self._sizes}
         attributes[""] = {**self._others, **attributes.get("", common), "provenance": told}
         with self._output.faults():
-            self._opened().commit(attributes)
+            container.commit(attributes)
         self._committed = self._length
 
     def _finish(self) -> None:

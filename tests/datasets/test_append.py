@@ -1,5 +1,6 @@
 """Adding scans to a store: in place or to a copy, beside readers, and whatever happens to the writer."""
 
+import contextlib
 import errno
 import io
 import os
@@ -219,6 +220,26 @@ def test_a_full_disk_adds_nothing(tmp_path, container, monkeypatch, at):
     fill()
     check(open_store(path))
     assert os.listdir(tmp_path) == [path.name]
+
+
+def test_an_error_that_is_passed_over_is_not_forgotten(tmp_path, container, monkeypatch):
+    path = tmp_path / f"a.{container}"
+    write(path, 5)
+
+    def broken(self, name, rows):
+        raise OSError(errno.EIO, "input/output error")
+
+    def add():
+        with StoreWriter(path, append=True) as out:
+            with monkeypatch.context() as patch, contextlib.suppress(OutputError):
+                patch.setattr(out._type, "append", broken)
+                out.append(scans(5, 300), coords=coords(5, 300))
+            out.append(scans(305, 3), coords=coords(305, 3))
+
+    with pytest.raises(OutputError, match="is not written: an error came in between"):
+        add()
+    assert len(open_store(path)) == 5
+    assert validate(path) == []
 
 
 def test_a_commit_that_fails_shows_the_old(tmp_path, monkeypatch):
