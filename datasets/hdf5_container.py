@@ -1,7 +1,8 @@
 """HDF5 containers: a file of arrays with netCDF dimensions, as `ambient_sci.datasets.containers` wants them.
 
 Chunks are compressed by gzip after shuffling bytes, with Fletcher-32 sums. Dimensions are HDF5 dimension scales as
-netCDF writes them, in each group its own.
+netCDF writes them, in each group its own. A file that others may read is not changed: whoever appends does so to a
+copy, which then takes the file's name.
 
 The HDF5 library does not survive a full disk: with its own file driver a failed write makes the process crash when the
 file is closed. Files are therefore written through `_CarefulFile`, which keeps the first error to itself until HDF5 is
@@ -9,7 +10,7 @@ done with its call.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ambient_sci.errors import StoreError
 __all__ = ["HDF5Container"]
 
 _raw_write = io.FileIO.write
+_PROPERTIES = "_NCProperties"  # of the netCDF library, no business of ours
 _NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable."
 
 
@@ -71,6 +73,7 @@ class HDF5Container(Container):
     """An HDF5 file."""
 
     is_folder = False
+    appends_in_place = False
 
     def __init__(self, path: Path, mode: str = "r") -> None:
         import h5py
@@ -78,12 +81,17 @@ class HDF5Container(Container):
         self.path = path
         self._dims: dict[str, tuple[str, ...]] = {}
         self._output: _CarefulFile | None = None
-        if mode != "r":
+        if mode == "w":
             self._output = _CarefulFile(path, "w+")
             self._file = h5py.File(self._output, mode)
             return
         try:
-            self._file = h5py.File(path, mode)
+            if mode == "a":
+                self._output = _CarefulFile(path, "r+")
+                self._output.end = path.stat().st_size
+                self._file = h5py.File(self._output, "r+")
+            else:
+                self._file = h5py.File(path, mode)
         except FAULTS as error:
             raise StoreError(
                 f"{path} is not a store: no readable HDF5 file, or a truncated one ({brief(error)})"
@@ -92,7 +100,13 @@ class HDF5Container(Container):
     def _array(self, name: str) -> Any:
         return self._file[name]
 
-    def names(self) -> list[str]:  # noqa: D102
+    def _members(self, group: str, wanted: Callable[[Any], bool]) -> list[str]:
+        try:
+            return sorted(name for name, value in self._file[group or "/"].items() if wanted(value))
+        except FAULTS as error:
+            raise StoreError(f"{self.path} is damaged: its arrays cannot be listed ({brief(error)})") from error
+
+    def names(self, group: str = "") -> list[str]:  # noqa: D102
         import h5py
 
         def variable(value: Any) -> bool:
@@ -100,28 +114,27 @@ class HDF5Container(Container):
             label = label.decode() if isinstance(label, bytes) else str(label)
             return isinstance(value, h5py.Dataset) and not label.startswith(_NO_VARIABLE)
 
-        try:
-            return sorted(name for name, value in self._file.items() if variable(value))
-        except FAULTS as error:
-            raise StoreError(f"{self.path} is damaged: its arrays cannot be listed ({brief(error)})") from error
+        return self._members(group, variable)
 
-    def has(self, name: str) -> bool:  # noqa: D102
-        return name in self._file
+    def groups(self, group: str = "") -> list[str]:  # noqa: D102
+        import h5py
 
-    def attributes(self) -> dict[str, Any]:  # noqa: D102
-        return {name: _plain(value) for name, value in self._file.attrs.items()}
+        return self._members(group, lambda value: isinstance(value, h5py.Group))
+
+    def attributes(self, group: str = "") -> dict[str, Any]:  # noqa: D102
+        return {name: _plain(value) for name, value in self._file[group or "/"].attrs.items() if name != _PROPERTIES}
 
     def info(self, name: str) -> ArrayInfo:  # noqa: D102
         try:
             array = self._array(name)
             dims = tuple(scales[0].name.rpartition("/")[2] if len(scales) else "" for scales in array.dims)
             if array.is_scale:
-                dims = (name,)
+                dims = (name.rpartition("/")[2],)
             dtype = np.dtype(np.str_) if array.dtype.kind == "O" else array.dtype
             hidden = ("DIMENSION_LIST", "REFERENCE_LIST", "CLASS", "NAME", "_Netcdf4Dimid", "_Netcdf4Coordinates")
             attributes = {key: _plain(value) for key, value in array.attrs.items() if key not in hidden}
             chunk = array.chunks[0] if array.chunks else 1
-            return ArrayInfo(tuple(array.shape), dtype, dims, attributes, chunk)
+            return ArrayInfo(tuple(array.shape), dtype, dims, attributes, chunk, chunk)
         except FAULTS as error:
             raise StoreError(f"{self.path} is damaged: {name} is no array ({brief(error)})") from error
 
@@ -162,14 +175,32 @@ class HDF5Container(Container):
         if self._output is not None and self._output.error is not None:
             raise self._output.error
 
-    def finish(self, attributes: Mapping[str, Any]) -> None:  # noqa: D102
+    def move_into(self, group: str, names: Sequence[str]) -> None:  # noqa: D102
+        moved = set(names) | {dim for name in names if name in self._file for dim in self._own_dims(name)}
+        self._file.require_group(group)
+        for name in moved:
+            self._file.move(name, f"{group}/{name}")
+        self._dims = {f"{group}/{name}" if name.split("/")[0] in moved else name: d for name, d in self._dims.items()}
+        self._raise_error()
+
+    def _own_dims(self, name: str) -> list[str]:
+        """Dimensions without values of their own that an array is attached to."""
+        array = self._file[name]
+        return [scales[0].name.strip("/") for scales in getattr(array, "dims", ()) if len(scales)]
+
+    def commit(self, attributes: Mapping[str, Mapping[str, Any]]) -> None:  # noqa: D102
         for name, dims in self._dims.items():
             array = self._array(name)
             for axis, dim in enumerate(dims):
                 scale = self._scale(array.parent, dim, array.shape[axis])
                 if scale != array:
                     array.dims[axis].attach_scale(scale)
-        self._file.attrs.update(attributes)
+        self._dims.clear()
+        for group, values in attributes.items():
+            attached = self._file[group or "/"].attrs
+            for old in set(attached) - {*values, _PROPERTIES}:
+                del attached[old]
+            attached.update(values)
         self._file.flush()
         self._raise_error()
 

@@ -17,7 +17,7 @@ matrix          row                            channel, [z,] [y,] x
 others          measurement_1, ...             channel, [z,] [y,] x
 ==============  =============================  ==========================
 
-Arrays of the root group:
+Arrays of a store whose scans all have one size, in the root group:
 
 ======================  ==========================  =========================================================
 ``measurement``         (scan, \*)                  measured values in the instrument's units, zeros where
@@ -27,7 +27,7 @@ Arrays of the root group:
                                                     range, found from the measurement alone; same units
 ``operator_<name>``     (scan, ...)                 one parameter of the operator: ``operator_mask``,
                                                     ``operator_maps``, ``operator_seed``; without units
-``scan``                (scan,)                     number of the scan, from zero
+``scan``                (scan,)                     number of the scan in the whole store, from zero
 ``<coordinate>``        (scan,)                     what else is known of a scan: ``subject``, ``slice``, ...;
                                                     integers, floats or strings
 ======================  ==========================  =========================================================
@@ -42,13 +42,27 @@ Attributes of the root group: ``schema`` (``"ambient-sci"``), ``schema_version``
 ``operator_settings`` (JSON), ``image_shape`` (channel and spatial sizes), ``coordinates`` (their names, separated by
 spaces, as the CF conventions have it) and ``provenance`` (JSON: package version, how the scans came about, arguments,
 seed). Every array has ``long_name`` and ``units``.
+
+Scans of several sizes (of image, coils or samples), dimensions or operator settings, all of one kind of operator, stand
+in groups ``size_0``, ``size_1``, ... Each of them is what is described above, its own group ``reference`` and all
+attributes but ``provenance`` included, so that ``xarray.open_dataset(path, group="size_1")`` opens it and
+``xarray.open_datatree(path)`` all of them; ``scan`` says which scans of the whole store it holds. The root group then
+has no arrays, and of the attributes ``schema``, ``schema_version``, ``operator`` and ``provenance``.
+
+Version 2 has these groups; a store of version 1 is one of version 2 with a single size.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ambient_sci.errors import StoreError
+
+if TYPE_CHECKING:
+    from ambient_sci.datasets.containers import Container
 
 __all__ = [
     "COORDINATES",
@@ -56,20 +70,26 @@ __all__ = [
     "RESERVED",
     "SCHEMA",
     "SCHEMA_VERSION",
+    "check",
     "check_attributes",
+    "decode",
     "describe_array",
     "full_shape",
     "image_dims",
     "layout",
     "measurement_dims",
+    "size_groups",
     "stored_dims",
+    "validate",
 ]
 
 SCHEMA = "ambient-sci"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE = (1, 2)
 REFERENCE = "reference/image"
 REQUIRED = ("measurement", "noise_std", "scale", "scan")
 RESERVED = (*REQUIRED, "reference", "channel", "coil", "row", "sample", "visibility", "z", "y", "x")
+SIZE = "size_"
 
 COORDINATES: dict[str, tuple[str, str]] = {
     "file": ("1", "file that the scan came from, without its ending"),
@@ -188,8 +208,14 @@ def describe_array(name: str) -> dict[str, str]:
     return {"long_name": _LONG_NAMES.get(name, name), "units": units}
 
 
-def check_attributes(path: object, attributes: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Check a root group's attributes and names, and return the attributes decoded.
+def size_groups(container: "Container") -> list[str]:
+    """Names of the groups of a store, one for each size; ``[""]`` where all scans have one, which is the root's."""
+    found = [name for name in container.groups() if re.fullmatch(rf"{SIZE}\d+", name)]
+    return sorted(found, key=lambda name: int(name.removeprefix(SIZE))) or [""]
+
+
+def check_attributes(path: object, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a root group's attributes, and return them decoded.
 
     Raises
     ------
@@ -199,20 +225,170 @@ def check_attributes(path: object, attributes: Mapping[str, Any], names: Sequenc
     if attributes.get("schema") != SCHEMA:
         raise StoreError(f"{path} is not an ambient-sci store: its attribute 'schema' is not {SCHEMA!r}")
     version = attributes.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if version not in READABLE:
         raise StoreError(
-            f"{path} has schema version {version}, this version of ambient-sci reads {SCHEMA_VERSION}; "
-            f"write the store again, or install the version of ambient-sci that wrote it"
+            f"{path} has schema version {version}, this version of ambient-sci reads "
+            f"{' and '.join(map(str, READABLE))}; write the store again, or install the version of ambient-sci that "
+            f"wrote it"
         )
-    missing = [name for name in REQUIRED if name not in names]
-    if missing:
-        raise StoreError(f"{path} lacks the array {', '.join(map(repr, missing))}; it has {', '.join(sorted(names))}")
     decoded = dict(attributes)
     try:
-        decoded["operator_settings"] = json.loads(attributes["operator_settings"])
         decoded["provenance"] = json.loads(attributes.get("provenance", "{}"))
-        decoded["image_shape"] = [int(size) for size in attributes["image_shape"]]
         decoded["operator"] = str(attributes["operator"])
     except (KeyError, ValueError, TypeError) as error:
         raise StoreError(f"{path} has damaged attributes: {type(error).__name__} {error}") from error
     return decoded
+
+
+def decode(path: object, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Decode what the attributes of a size's group say of its operator and images.
+
+    Raises
+    ------
+    StoreError
+        If an attribute is missing or damaged.
+    """
+    try:
+        return {
+            "operator_settings": json.loads(attributes["operator_settings"]),
+            "image_shape": [int(size) for size in attributes["image_shape"]],
+        }
+    except (KeyError, ValueError, TypeError) as error:
+        raise StoreError(f"{path} has damaged attributes: {type(error).__name__} {error}") from error
+
+
+def check(container: "Container") -> None:
+    """Check what a store cannot be read without; no array is read.
+
+    Raises
+    ------
+    StoreError
+        With the first problem.
+    """
+    for problem in _essential(container):
+        raise StoreError(problem)
+
+
+def validate(container: "Container") -> list[str]:
+    """List everything by which a store differs from this schema; no array is read but ``scan``.
+
+    Returns
+    -------
+    list of str
+        One line a problem, which names what is wrong and what would be right; empty for a store that is as it should
+        be.
+    """
+    found = list(_essential(container))
+    return found or list(_descriptive(container))
+
+
+def _essential(container: "Container") -> Iterator[str]:
+    path = container.path
+    try:
+        check_attributes(path, container.attributes())
+    except StoreError as error:
+        yield str(error)
+        return
+    groups = size_groups(container)
+    if groups != [""] and (stray := sorted(set(container.names()) & set(REQUIRED))):
+        yield f"{path}: the root group must have no arrays beside groups of sizes, it has {', '.join(stray)}"
+    for group in groups:
+        inside = f"{path}, group {group}" if group else str(path)
+        names = container.names(group)
+        if missing := [name for name in REQUIRED if name not in names]:
+            has = ", ".join(sorted(names)) or "none"
+            yield f"{inside} lacks the array {', '.join(map(repr, missing))}; it has {has}"
+            continue
+        try:
+            decode(inside, container.attributes(group))
+        except StoreError as error:
+            yield str(error)
+        infos = {name: container.info(_full(group, name)) for name in names}
+        measurement = infos["measurement"]
+        scans = measurement.shape[0] if measurement.shape else 0
+        if scans == 0:
+            yield f"{inside} holds no scans; a store needs at least one"
+        for name, info in infos.items():
+            if info.shape[:1] != (scans,):
+                yield (
+                    f"{inside}: {name} has shape {info.shape}, but the measurement has {scans} scans; "
+                    f"the first axis of every array is the scan"
+                )
+        if measurement.dtype.kind not in "fc":
+            yield f"{inside}: measurement must be float or complex, got {measurement.dtype}"
+
+
+def _descriptive(container: "Container") -> Iterator[str]:
+    """Names, dimensions, units and counts, which other programs rely on."""
+    path = container.path
+    kind = str(container.attributes()["operator"])
+    groups = size_groups(container)
+    every: dict[str, list[str]] = {}
+    types: dict[str, str] = {}
+    numbers = []
+    for group in groups:
+        inside = f"{path}, group {group}" if group else str(path)
+        infos = {name: container.info(_full(group, name)) for name in container.names(group)}
+        listed = str(container.attributes(group).get("coordinates", "")).split()
+        every[group] = sorted(listed)
+        sizes = infos["measurement"].shape
+        wanted = measurement_dims(kind, len(sizes))
+        for name, info in infos.items():
+            known = name in REQUIRED or name.startswith("operator_") or name in listed
+            if not known:
+                yield f"{inside}: {name} is no array of this schema, and the attribute 'coordinates' does not list it"
+            yield from _units(inside, name, info.attributes)
+            if info.dtype.kind == "U" and name not in listed:
+                yield f"{inside}: {name} must be numbers, got text"
+            if types.setdefault(name, str(info.dtype)) != str(info.dtype):
+                yield f"{inside}: {name} is {info.dtype}, in other sizes {types[name]}; a store has one type of each"
+            dims = info.dims
+            if name == "measurement":
+                right = tuple(wanted)
+            elif name in listed or name in ("scan", "scale") or len(info.shape) == 1:
+                right = ("scan",)
+            else:
+                full = str(info.attributes.get("layout", "")).split() or list(info.dims)
+                try:
+                    right = tuple(stored_dims(layout(name, full_shape(full, info.shape), wanted, sizes)))
+                except StopIteration:
+                    right = ()
+            if dims != right:
+                yield f"{inside}: {name} has dimensions {_tuple(dims)}, wanted {_tuple(right)} for shape {info.shape}"
+        for name in sorted(set(listed) - set(infos)):
+            yield f"{inside}: the attribute 'coordinates' lists {name}, but there is no such array"
+        numbers.append(container.read(_full(group, "scan")))
+        yield from _references(container, group, inside, sizes[0])
+    if len({tuple(names) for names in every.values()}) > 1:
+        yield f"{path}: all sizes must have the same coordinates, got {'; '.join(map(_tuple, every.values()))}"
+    if not np.array_equal(np.sort(np.concatenate(numbers)), np.arange(sum(map(len, numbers)))):
+        yield f"{path}: scan must number the scans from 0 without gaps, each once"
+
+
+def _references(container: "Container", group: str, inside: str, scans: int) -> Iterator[str]:
+    if not container.has(_full(group, REFERENCE)):
+        return
+    info = container.info(_full(group, REFERENCE))
+    shape = (scans, *decode(inside, container.attributes(group))["image_shape"])
+    if info.shape != shape:
+        yield f"{inside}: {REFERENCE} has shape {info.shape}, wanted {shape}: one image a scan"
+    if info.dims != tuple(image_dims(len(shape))):
+        yield f"{inside}: {REFERENCE} has dimensions {_tuple(info.dims)}, wanted {_tuple(image_dims(len(shape)))}"
+    yield from _units(inside, REFERENCE, info.attributes)
+
+
+def _units(inside: str, name: str, attributes: Mapping[str, Any]) -> Iterator[str]:
+    for attribute in ("long_name", "units"):
+        if not attributes.get(attribute):
+            yield f"{inside}: {name} has no attribute {attribute!r}"
+    units = describe_array(name)["units"]
+    if name in COORDINATES and attributes.get("units") not in (None, units):
+        yield f"{inside}: {name} is in {attributes['units']}, wanted {units}"
+
+
+def _full(group: str, name: str) -> str:
+    return f"{group}/{name}" if group else name
+
+
+def _tuple(names: Sequence[str]) -> str:
+    return f"({', '.join(names)})"

@@ -1,38 +1,101 @@
 """Zarr containers: a folder of arrays in Zarr format 3, as `ambient_sci.datasets.containers` wants them.
 
 A shard (one file) holds a block of scans, and each chunk in it is compressed by itself and ends with a CRC32C. The
-metadata are written once more together, so that xarray opens a folder by reading one file.
+metadata of all arrays stand once more in the root's ``zarr.json``, which is the only file that a reader looks at before
+it reads values, xarray's included. Appending writes values first, into files that take their names when they are whole,
+and this one file last: what stands beyond the lengths that it names does not exist. A writer that was killed leaves no
+more than that, which the next one cuts off.
+
+A shard that is not full is written again, with the chunks that it had at the places that they had, so that a reader who
+found a place in the old file finds the same bytes there in the new one. Only a chunk that grew meanwhile can be caught
+between the two; its CRC32C then does not fit, and it is read again.
 """
 
-import warnings
-from collections.abc import Mapping, Sequence
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ambient_sci.datasets.containers import FAULTS, Array, ArrayInfo, Container, brief, fill_value
+from ambient_sci.datasets.shards import ShardReader
 from ambient_sci.errors import StoreError
 
 __all__ = ["ZarrContainer"]
+
+_TRIES = 3
+_OWN_GROUP = re.compile(r"size_\d+")  # what a killed writer may have left
 
 
 class ZarrContainer(Container):
     """A folder in Zarr format 3."""
 
     is_folder = True
+    appends_in_place = True
 
     def __init__(self, path: Path, mode: str = "r") -> None:
         import zarr
 
         self.path = path
+        self._arrays: dict[str, Any] = {}
+        self._shards: dict[str, ShardReader | None] = {}
+        self._left: list[Path] = []
+        self._outdated: list[Path] = []
         try:
-            self._group = zarr.open_group(str(path), mode=mode, zarr_format=3, use_consolidated=False)  # type: ignore[arg-type]
+            if mode == "w":
+                self._group = zarr.open_group(str(path), mode="w", zarr_format=3)
+            else:
+                self._group = zarr.open_group(str(path), mode="r", zarr_format=3)
+            self._nodes = self._members()
         except FAULTS as error:
-            if mode != "r":
+            if mode == "w":
                 raise
             raise StoreError(f"{path} is not a store: it has no readable zarr.json ({brief(error)})") from error
-        self._arrays: dict[str, Any] = {}
+        if mode == "a":
+            self._go_on()
+
+    def _members(self) -> dict[str, bool]:
+        """Arrays (True) and groups (False) by name; what was deleted since the last commit does not count."""
+        together = self._group.metadata.consolidated_metadata
+        if together is not None:
+            every: dict[str, Any] = together.flattened_metadata
+            found = {name: node.node_type == "array" for name, node in every.items()}
+        else:
+            found = {name: json.loads(self._file(name).read_text())["node_type"] == "array" for name in self._listed()}
+        return {name: array for name, array in found.items() if self._file(name).is_file()}
+
+    def _listed(self) -> Iterable[str]:
+        for pattern in ("*/zarr.json", "*/*/zarr.json", "*/*/*/zarr.json"):
+            yield from (str(file.parent.relative_to(self.path)) for file in sorted(self.path.glob(pattern)))
+
+    def _file(self, name: str) -> Path:
+        return self.path / name / "zarr.json"
+
+    def _go_on(self) -> None:
+        """Cut off what stands beyond the last commit."""
+        import zarr
+
+        lengths = {name: self.info(name).shape[0] for name, array in self._nodes.items() if array}
+        self._group = zarr.open_group(str(self.path), mode="r+", zarr_format=3, use_consolidated=False)
+        self._arrays.clear()
+        for name, length in lengths.items():
+            array = self._array(name)
+            if array.shape[0] > length:
+                array.resize((length, *array.shape[1:]))
+            elif array.shape[0] < length:
+                raise StoreError(f"{self.path} is damaged: {name} holds {array.shape[0]} of {length} scans")
+        parts = [name.split("/") for name in self._nodes]
+        moved = {inner[0] for group, *inner in parts if inner and _OWN_GROUP.fullmatch(group)}
+        for entry in list(self.path.iterdir()):
+            ours = entry.name in moved or _OWN_GROUP.fullmatch(entry.name)
+            if ours and entry.name not in self._nodes:
+                shutil.rmtree(entry)
 
     def _array(self, name: str) -> Any:
         if name not in self._arrays:
@@ -42,15 +105,19 @@ class ZarrContainer(Container):
                 raise StoreError(f"{self.path} is damaged: {name} cannot be opened ({brief(error)})") from error
         return self._arrays[name]
 
-    def names(self) -> list[str]:  # noqa: D102
-        folders = (entry for entry in self.path.iterdir() if (entry / "zarr.json").is_file())
-        return sorted(entry.name for entry in folders if entry.name != "reference")
+    def _inside(self, group: str, arrays: bool) -> list[str]:
+        start = f"{group}/" if group else ""
+        kind = (name for name, array in self._nodes.items() if array == arrays and name.startswith(start))
+        return sorted(name for name in (name.removeprefix(start) for name in kind) if "/" not in name)
 
-    def has(self, name: str) -> bool:  # noqa: D102
-        return (self.path / name / "zarr.json").is_file()
+    def names(self, group: str = "") -> list[str]:  # noqa: D102
+        return self._inside(group, arrays=True)
 
-    def attributes(self) -> dict[str, Any]:  # noqa: D102
-        return dict(self._group.attrs)
+    def groups(self, group: str = "") -> list[str]:  # noqa: D102
+        return self._inside(group, arrays=False)
+
+    def attributes(self, group: str = "") -> dict[str, Any]:  # noqa: D102
+        return dict((self._group[group] if group else self._group).attrs)
 
     def info(self, name: str) -> ArrayInfo:  # noqa: D102
         array = self._array(name)
@@ -58,12 +125,27 @@ class ZarrContainer(Container):
             dtype = np.dtype(np.str_) if array.dtype.kind in "OT" else np.dtype(array.dtype)
             dims = tuple(array.metadata.dimension_names or ())
             chunk = array.chunks[0] if array.chunks else 1
-            return ArrayInfo(tuple(array.shape), dtype, dims, dict(array.attrs), chunk)
+            block = array.shards[0] if array.shards else chunk
+            return ArrayInfo(tuple(array.shape), dtype, dims, dict(array.attrs), chunk, block)
         except FAULTS as error:
             raise StoreError(f"{self.path} is damaged: {name} is no array ({brief(error)})") from error
 
     def _read(self, name: str, rows: slice) -> Array:
-        return np.asarray(self._array(name)[rows])
+        return _again(lambda: np.asarray(self._array(name)[rows]))
+
+    def _fill(self, name: str, rows: NDArray[np.int64], out: Array, places: NDArray[np.int64]) -> None:
+        if name not in self._shards:
+            folder, array = self.path / name, self._array(name)
+            self._shards[name] = ShardReader(folder, array) if ShardReader.fits(folder, array) else None
+        shards = self._shards[name]
+        if shards is None:
+            super()._fill(name, rows, out, places)
+            return
+        try:
+            shards.read(rows, out, places)
+        except FAULTS:  # it may know places from before a writer replaced the file
+            self._shards[name] = ShardReader(self.path / name, self._array(name))
+            super()._fill(name, rows, out, places)
 
     def create(  # noqa: D102
         self, name: str, shape: Sequence[int], dtype: np.dtype[Any], dims: Sequence[str], chunk: int, block: int,
@@ -76,17 +158,21 @@ class ZarrContainer(Container):
         if not text:
             real = dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize
             codec = BloscCodec(cname="zstd", clevel=3, shuffle=BloscShuffle.shuffle, typesize=real)
+        for group in _above(name):
+            self._group.require_group(group)
+            self._nodes[group] = False
         self._arrays[name] = self._group.create_array(
             name,
             shape=(0, *shape),
             dtype=str if text else dtype,
             chunks=(chunk, *shape),
-            shards=None if text else (block, *shape),
+            shards=None if block == chunk else (block, *shape),
             compressors=[codec, Crc32cCodec()],
             fill_value="" if text else fill_value(dtype),
             dimension_names=list(dims),
             attributes=dict(attributes),
         )
+        self._nodes[name] = True
 
     def append(self, name: str, rows: Array) -> None:  # noqa: D102
         array = self._array(name)
@@ -94,13 +180,77 @@ class ZarrContainer(Container):
         array.resize((start + len(rows), *array.shape[1:]))
         array[start:] = rows
 
-    def finish(self, attributes: Mapping[str, Any]) -> None:  # noqa: D102
-        import zarr
+    def move_into(self, group: str, names: Sequence[str]) -> None:
+        """Move arrays and groups of the root group into a new group.
 
-        self._group.attrs.update(attributes)
-        with warnings.catch_warnings():  # one file of metadata, which xarray looks for, is young in format 3
-            warnings.simplefilter("ignore")
-            zarr.consolidate_metadata(str(self.path), zarr_format=3)
+        What is there keeps its old place as well until the container is closed, for those who have it open: both names
+        are links to the same files, which are replaced and never changed.
+        """
+        self._group.require_group(group)
+        for name in names:
+            shutil.copytree(self.path / name, self.path / group / name, copy_function=_link)
+            self._left.append(self.path / name)
+        kept = {name: array for name, array in self._nodes.items() if name.split("/")[0] not in names}
+        moved = {f"{group}/{name}": array for name, array in self._nodes.items() if name not in kept}
+        self._nodes = kept | {group: False} | moved
+        self._arrays.clear()
+
+    def commit(self, attributes: Mapping[str, Mapping[str, Any]]) -> None:  # noqa: D102
+        together: dict[str, Any] = {}
+        for name in sorted(self._nodes, key=lambda name: (name.count("/"), name)):  # groups first, as Zarr has it
+            if not self._nodes[name]:
+                own = json.loads(self._file(name).read_text())["attributes"] if name not in attributes else {}
+                node = _group_node(attributes.get(name, own))
+                _replace(self._file(name), node)
+                node["consolidated_metadata"] = _together({})
+            else:
+                node = json.loads(self._file(name).read_text())
+            together[name] = node
+        _replace(self.path / "zarr.json", _group_node(attributes[""]) | {"consolidated_metadata": _together(together)})
+        self._outdated += self._left
+        self._left = []
 
     def close(self) -> None:  # noqa: D102
         self._arrays.clear()
+        self._shards.clear()
+        for path in self._outdated:
+            shutil.rmtree(path, ignore_errors=True)
+        self._outdated = []
+
+
+def _again(read: Callable[[], Array]) -> Array:
+    """Read once more what a writer may have replaced between two looks at it."""
+    for _ in range(_TRIES - 1):
+        with suppress(*FAULTS):
+            return read()
+    return read()
+
+
+def _above(name: str) -> list[str]:
+    parts = name.split("/")[:-1]
+    return ["/".join(parts[: count + 1]) for count in range(len(parts))]
+
+
+def _group_node(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {"attributes": dict(attributes), "zarr_format": 3, "node_type": "group"}
+
+
+def _together(nodes: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": "inline", "must_understand": False, "metadata": nodes}
+
+
+def _replace(path: Path, node: Mapping[str, Any]) -> None:
+    """Write a file anew; whoever opens it finds the old one or the new one, also after the power failed."""
+    partial = path.with_name(".zarr.json.partial")
+    with partial.open("w") as file:
+        json.dump(node, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)

@@ -14,7 +14,7 @@ from scipy import stats
 
 import ambient_sci
 from ambient_sci import load_prior, open_store, reconstruct
-from ambient_sci.datasets import simulate
+from ambient_sci.datasets import StoreWriter, simulate
 from ambient_sci.errors import ConfigError, DataError, NotFoundError, OutputError, StoreError
 from ambient_sci.evaluate.compare import comparison_figure, evaluate
 from ambient_sci.prior import Prior
@@ -310,3 +310,52 @@ def test_figure_of_scans_without_references(prior: Prior, store_path: Path, tmp_
     assert {"zero-filled", "L1-wavelet", "posterior mean"} <= titles
     with pytest.raises(DataError, match="made from another store"):
         comparison_figure(result, open_store(store_path))
+
+
+# ------------------------------------------------------------------------------------------------ several sizes
+
+
+@pytest.fixture(scope="module")
+def mixed_path(tmp_path_factory: pytest.TempPathFactory, blobs: Callable[..., np.ndarray]) -> Path:
+    """Scans of two image shapes, and of two numbers of coils of the first."""
+    folder = tmp_path_factory.mktemp("mixed")
+    with StoreWriter(folder / "mixed.zarr") as out:
+        for number, (size, coils) in enumerate(((16, 3), (24, 3), (16, 2), (16, 3))):
+            images = blobs(2, size=size, seed=number)
+            part = simulate(images, folder / f"{number}.zarr", acceleration=2, calibration=4, coils=coils, seed=number)
+            out.append(part.read(slice(None), raw=True), part.references(slice(None)))
+    return folder / "mixed.zarr"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_several_image_shapes_are_groups(prior: Prior, mixed_path: Path, tmp_path: Path, kept: bool) -> None:
+    store = open_store(mixed_path)
+    options: dict[str, Any] = {"samples": 2, "steps": 2, "any_size": True, "progress": False}
+    result = reconstruct(prior, store, tmp_path / "r.zarr" if kept else None, batch=4, **options)
+    assert isinstance(result, xarray.DataTree)
+    if kept:
+        result = xarray.open_datatree(tmp_path / "r.zarr", engine="zarr", consolidated=False)
+        assert isinstance(open_reconstruction(tmp_path / "r.zarr"), xarray.DataTree)
+    assert set(result.children) == {"size_0", "size_1"}
+    assert result.attrs["store"] == store.fingerprint
+    assert result["size_0"].scan.values.tolist() == [0, 1, 4, 5, 6, 7]
+    assert result["size_1"].scan.values.tolist() == [2, 3]
+    assert result["size_1"]["mean"].shape == (2, 1, 24, 24)
+    for scan, group, row in ((5, "size_0", 3), (3, "size_1", 1)):
+        alone = reconstruct(prior, store, scans=[scan], **options)
+        assert isinstance(alone, xarray.Dataset)
+        np.testing.assert_allclose(result[group]["sample"].values[row], alone["sample"].values[0], rtol=1e-4, atol=1e-5)
+    scored = evaluate(result, store)
+    assert scored.metrics["scans"] == 8
+    comparison_figure(result, store, 2)
+
+
+def test_one_image_shape_is_one_dataset(prior: Prior, mixed_path: Path) -> None:
+    """Whatever the coils, and in the order that was asked for."""
+    store = open_store(mixed_path)
+    options: dict[str, Any] = {"samples": 2, "steps": 2, "progress": False}
+    result = reconstruct(prior, store, scans=[7, 4, 0, 5], **options)
+    assert result.scan.values.tolist() == [7, 4, 0, 5]
+    for row, scan in enumerate((7, 4, 0, 5)):
+        alone = reconstruct(prior, store, scans=[scan], **options)["mean"].values[0]
+        np.testing.assert_allclose(result["mean"].values[row], alone, rtol=1e-4, atol=1e-5)

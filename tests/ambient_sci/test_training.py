@@ -217,3 +217,30 @@ def test_unknown_and_impossible_options() -> None:
         TrainConfig(store="a", out="b", images=0)
     with pytest.raises(ConfigError, match="'store' is missing"):
         TrainConfig(out="b")
+
+
+@pytest.mark.parametrize("method", ["em", "ambient", "oracle"])
+def test_scans_of_several_sizes(method: str, tmp_path: Path, small: dict[str, Any], blobs: Any) -> None:
+    """A prior is one of images; how many coils saw them does not matter. Of several image shapes it cannot be one."""
+    with StoreWriter(tmp_path / "mixed.zarr") as out:
+        for coils in (3, 2):
+            part = simulate(
+                blobs(12, seed=coils),
+                tmp_path / f"{coils}.zarr",
+                acceleration=2,
+                calibration=4,
+                coils=coils,
+                seed=coils,
+            )
+            out.append(part.read(slice(None), raw=True), part.references(slice(None)))
+    shutil.copytree(tmp_path / "mixed.zarr", tmp_path / "shapes.zarr")
+    config = TrainConfig(store=tmp_path / "mixed.zarr", out=tmp_path / "run", method=method, **{**small, "images": 48})
+    prior = train(config, progress=False)
+    assert prior.image_shape == (1, 16, 16)
+    part = simulate(blobs(3, size=24), tmp_path / "24.zarr", acceleration=2, calibration=4, coils=2)
+    with StoreWriter(tmp_path / "shapes.zarr", append=True) as out:
+        out.append(part.read(slice(None), raw=True), part.references(slice(None)))
+    config = config.model_copy(update={"store": tmp_path / "shapes.zarr", "out": tmp_path / "other"})
+    with pytest.raises(DataError, match="holds images of different shapes, 1×16×16 and 1×24×24, where one is wanted"):
+        train(config, progress=False)
+    assert not (tmp_path / "other").exists()

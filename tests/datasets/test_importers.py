@@ -105,21 +105,23 @@ def test_lines_are_stored_as_lines(tmp_path):
     assert store.coords["slice"].tolist() == [4, 5]
 
 
-def test_lines_beside_points(tmp_path):
+def test_lines_beside_points(tmp_path, container):
+    """Masks of lines are stored as lines, in a size of their own beside masks of points."""
     g = torch.Generator().manual_seed(0)
     mask = (torch.rand(3, 20, 24, generator=g) < 0.3).float()
     mask[1] = mask[1, :1]
     mask[2] = 1
     kspace = torch.view_as_complex(torch.randn(3, 3, 20, 24, 2, generator=g)) * mask[:, None]
     maps = coil_maps(3, (20, 24), g).numpy()
-    for scan in range(2):
-        store = import_array(kspace.numpy()[scan], tmp_path / f"{scan}.zarr", maps=maps, noise_std=1)
-        got = store.read(0).operator.mask[0, 0]
-        np.testing.assert_array_equal(got.expand(20, 24), mask[scan])
-        assert len(got) == (20 if scan == 0 else 1)
-    full = import_array(kspace.numpy()[2], tmp_path / "b.zarr", maps=maps, noise_std=1)
-    assert full.read(0).operator.mask.shape == (1, 1, 1, 24)
-    assert full.attrs["operator_settings"] == {"calibration": 20}
+    store = import_array(kspace.numpy(), tmp_path / f"a.{container}", maps=maps, noise_std=1)
+    assert len(store) == 3
+    for scan in range(3):
+        got = store.read(scan, raw=True)
+        np.testing.assert_array_equal(got.operator.mask[0, 0].expand(20, 24), mask[scan])
+        assert got.operator.mask.shape[2] == (20 if scan == 0 else 1)
+        np.testing.assert_array_equal(got.y[0].numpy(), kspace[scan].numpy())
+    assert store.read(2).operator.calibration == 20
+    assert store.groups[0].scans.tolist() == [0]
 
 
 def test_what_is_given_is_used(tmp_path, scan):

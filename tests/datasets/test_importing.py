@@ -1,130 +1,237 @@
-"""Importers by name: a plug-in of another distribution, and what goes wrong on the way into a store."""
+"""Imports that stop and go on, that add to a store, and that join scans of nearly one size."""
 
-import importlib.util
+import errno
 import os
+import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ambient_sci.datasets import RawScan, ReadyScan, import_files, import_scans, open_store
-from ambient_sci.errors import ConfigError, DataError, NotFoundError
+from ambient_sci.datasets import Preparation, RawScan, ReadyScan, import_scans, importing, open_store
+from ambient_sci.datasets.coils import coil_maps
+from ambient_sci.datasets.importing import import_files
+from ambient_sci.datasets.store import validate
+from ambient_sci.errors import DataError, OutputError
 from ambient_sci.measurement import Measurement
-from ambient_sci.operators import Gaussian
+from ambient_sci.operators import Identity
 
-TOY = '''
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated
-
-import numpy as np
-from ambient_sci.datasets import RawScan
+STOP = os.environ.get("TEST_STOP")
 
 
-def read_toy(paths: list[Path], *, gain: Annotated[float, "what to multiply by"] = 1.0) -> Iterator[RawScan]:
-    """Read the toy format.
-
-    Examples
-    --------
-    ::
-
-        ambient-sci import toy a.toy b.toy scans.zarr --gain 2
-    """
-    for path in paths:
-        values = np.full((1, 8, 8), gain * float(path.read_text()), np.complex64)
-        yield RawScan(values, noise_std=0.5, coords={"file": path.stem, "subject": 7})
-'''
+def read_numbers(paths, *, count=40, stop=None, error="the file ends here"):
+    """An importer whose scans say which they are, and that stops where it is told."""
+    for number in range(count):
+        if number == stop or str(number) == STOP:
+            if STOP:
+                print("ready", flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise KeyboardInterrupt if error is None else DataError(error)
+        width = 9 if number % 7 else 8
+        y = torch.full((1, 1, 8, width), float(number))
+        yield ReadyScan(Measurement(y, Identity((1, 8, width)), 0.1), {"slice": number})
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A distribution with an importer, and one whose importer is broken, installed as their users would."""
-    if importlib.util.find_spec("pip") is None:
-        pytest.skip("no pip in this environment")
-    home = tmp_path_factory.mktemp("importers")
-    for name, code in {"toy": TOY, "torn": "raise RuntimeError('out of order')"}.items():
-        project = home / name
-        project.mkdir()
-        (project / f"format_{name}.py").write_text(code)
-        (project / "pyproject.toml").write_text(
-            '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
-            f'[project]\nname = "format-{name}"\nversion = "1.0"\n'
-            f'[project.entry-points."ambient_sci.importers"]\n{name} = "format_{name}:read_{name}"\n'
-            f'[tool.setuptools]\npy-modules = ["format_{name}"]\n'
-        )
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps"]
-    folders = [str(home / "toy"), str(home / "torn")]
-    done = subprocess.run(
-        [*pip, "--no-build-isolation", f"--target={home / 'site'}", *folders],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return home / "site"
+@pytest.fixture
+def importer(monkeypatch):
+    """`read_numbers` under a name, without installing it; the scans that were asked for are counted."""
+    asked = []
+
+    def read(paths, **options):
+        options.pop("name", None)
+        for scan in read_numbers(paths, **options):
+            asked.append(scan)
+            yield scan
+
+    monkeypatch.setattr(importing, "load", lambda group, name: read)
+    return asked
 
 
-def test_an_installed_importer_is_a_command(installed: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.toy").write_text("2")
-    (tmp_path / "b.toy").write_text("3")
-    environment = {**os.environ, "PYTHONPATH": str(installed)}
-
-    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        start = "from ambient_sci.cli import main; main()"
-        return subprocess.run(
-            [sys.executable, "-c", start, "import", *arguments],
-            capture_output=True, text=True, check=False, cwd=tmp_path, env=environment,
-        )  # fmt: skip
-
-    told = command("--help")
-    assert "toy" in told.stdout
-    assert "Read the toy format." in told.stdout
-    assert "'torn' (format_torn:read_torn) does not load: out of order" in told.stderr
-    told = command("toy", "--help")
-    assert "what to multiply by" in told.stdout
-    assert "ambient-sci import toy a.toy b.toy scans.zarr --gain 2" in told.stdout
-    done = command("toy", "a.toy", "b.toy", "scans.zarr", "--gain", "2")
-    assert done.returncode == 0, done.stderr
-    with open_store(tmp_path / "scans.zarr") as store:
-        scans = store.read(slice(None), raw=True)
-        assert store.attrs["provenance"]["options"] == {"gain": 2.0}
-        assert store.coords["file"].tolist() == ["a", "b"]
-        assert store.coords["subject"].tolist() == [7, 7]
-    np.testing.assert_array_equal(scans.y[:, 0, 0, 0], [4, 6])
-    np.testing.assert_array_equal(scans.noise_std, [0.5, 0.5])
-    wrong = command("toi", "a.toy", "x.zarr")
-    assert wrong.returncode == 2
-    assert "No such command 'toi'" in wrong.stderr
+@pytest.fixture
+def files(tmp_path):
+    for name in ("a.raw", "b.raw"):
+        (tmp_path / name).write_text("")
+    return tmp_path / "a.raw", tmp_path / "b.raw"
 
 
-def test_ready_scans_are_stored_as_they_are(tmp_path: Path, container: str) -> None:
-    A = Gaussian(7, (1, 4, 4), torch.tensor([3]))
-    y = A(torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0)))
-    scans = (ReadyScan(Measurement(y, A, 0.1), {"field": "north"}) for _ in range(3))
-    store = import_scans(scans, tmp_path / f"a.{container}", progress=False)
-    assert len(store) == 3
-    assert torch.equal(store.read(2, raw=True).y, y)
-    assert store.coords["field"].tolist() == ["north"] * 3
+def bring(files, out, **options):
+    return import_files("numbers", files[0], out, progress=False, **options)
 
 
-def test_what_cannot_be_imported(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"unknown importer 'fastmry'; installed: .*array"):
-        import_files("fastmry", tmp_path, tmp_path / "a.zarr")
-    with pytest.raises(NotFoundError, match=r"nothing to import at .*none.npy: there is no such file"):
-        import_files("array", tmp_path / "none.npy", tmp_path / "a.zarr")
+def check(store, count=40):
+    assert len(store) == count
+    for group in store.groups:
+        got = store.read(group.scans, raw=True)
+        assert torch.equal(got.y[:, 0, 0, 0], torch.from_numpy(group.scans).float())
+    np.testing.assert_array_equal(store.coords["slice"], np.arange(count))
+    assert validate(store.path) == []
+
+
+def hidden(folder):
+    return sorted(entry.name for entry in folder.iterdir() if entry.name.startswith("."))
+
+
+@pytest.mark.parametrize("error", ["the file ends here", None])
+def test_the_same_import_goes_on(tmp_path, importer, files, error, capsys, monkeypatch):
+    out = tmp_path / "out.zarr"
+    whole = bring(files, tmp_path / "whole.zarr")
+    safe = r"30 scans are safe in .*\.out\.zarr\.partial, and the same import goes on after them"
+    real = importing.islice
+    stop = {"stop": 30, "error": error}
+    monkeypatch.setattr(importing, "load", lambda group, name: lambda paths: read_numbers(paths, **stop))
+    if error is None:
+        with pytest.raises(KeyboardInterrupt):
+            import_files("numbers", files[0], out, progress=True)
+        assert "30 scans are safe in" in capsys.readouterr().err
+    else:
+        with pytest.raises(DataError, match=rf"the file ends here; {safe}"):
+            bring(files, out)
+    assert not out.exists()
+    assert hidden(tmp_path) == [".out.zarr.partial"]
+    assert len(open_store(tmp_path / ".out.zarr.partial")) == 30
+    stop.clear()
+    taken = []
+    monkeypatch.setattr(importing, "islice", lambda scans, start, end: taken.append(start) or real(scans, start, end))
+    store = bring(files, out)
+    assert taken == [30]
+    check(store)
+    assert store.fingerprint == whole.fingerprint
+    assert hidden(tmp_path) == []
+
+
+def test_killed_imports_go_on(tmp_path, importer, files):
+    """With a commit after every scan, a SIGKILL loses none."""
+    out = tmp_path / "out.zarr"
+    text = f"""
+import sys
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from test_importing import *
+importing.COMMIT = -1
+importing.load = lambda group, name: read_numbers
+bring(({str(files[0])!r},), {str(out)!r})
+"""
+    environment = {**os.environ, "TEST_STOP": "23"}
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not out.exists()
+    assert len(open_store(tmp_path / ".out.zarr.partial")) == 23
+    check(bring(files, out))
+    assert hidden(tmp_path) == []
+
+
+def test_a_full_disk_keeps_what_was_committed(tmp_path, importer, files, monkeypatch):
+    from zarr.storage import LocalStore
+
+    monkeypatch.setattr(importing, "COMMIT", -1)
+    original, calls = LocalStore.set, []
+
+    async def full_set(self, *args, **kwargs):
+        calls.append(None)
+        if len(calls) > 200:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        await original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "set", full_set)
+        with pytest.raises(OutputError, match=r"the disk is full: .*; \d+ scans are safe in .*partial"):
+            bring(files, tmp_path / "out.zarr")
+    safe = len(open_store(tmp_path / ".out.zarr.partial"))
+    assert 0 < safe < 40
+    check(open_store(tmp_path / ".out.zarr.partial"), safe)
+    check(bring(files, tmp_path / "out.zarr"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_no_permission_to_append(tmp_path, container, importer, files):
+    folder = tmp_path / "locked"
+    bring(files, folder / f"out.{container}")
+    folder.chmod(0o500)
+    try:
+        with pytest.raises(OutputError, match="no permission to write"):
+            import_files("numbers", files[0], folder / f"out.{container}", append=True, progress=False)
+    finally:
+        folder.chmod(0o700)
+    check(open_store(folder / f"out.{container}"))
+
+
+def test_another_import_does_not_go_on(tmp_path, importer, files):
+    out = tmp_path / "out.zarr"
+    with pytest.raises(DataError, match="12 scans are safe"):
+        bring(files, out, stop=12)
+    before = open_store(tmp_path / ".out.zarr.partial").fingerprint
+    for options, what in (
+        ({"stop": 12, "count": 30}, "options"),
+        ({"stop": 12, "preparation": Preparation(crop=0.5)}, "preparation"),
+    ):
+        with pytest.raises(
+            OutputError,
+            match=rf"was interrupted after 12 scans, and {what} was another then; remove .*partial to start",
+        ) as refused:
+            bring(files, out, **options)
+        assert "\n" not in str(refused.value)
+    with pytest.raises(OutputError, match="files was another then"):
+        bring(files[1:], out, stop=12)
+    assert open_store(tmp_path / ".out.zarr.partial").fingerprint == before
+    check(import_scans(read_numbers([]), tmp_path / "other.zarr", progress=False))
+    check(bring(files, out, resume=False))
+    assert hidden(tmp_path) == [".out.zarr.partial"]  # not asked to resume, and not to throw it away
+
+
+def test_nothing_is_left_of_an_import_without_scans(tmp_path, importer, files):
+    with pytest.raises(DataError, match="the file ends here") as stopped:
+        bring(files, tmp_path / "out.zarr", stop=0)
+    assert "safe" not in str(stopped.value)
     with pytest.raises(DataError, match="there are no scans to import"):
-        import_scans([], tmp_path / "a.zarr", progress=False)
-    with pytest.raises(DataError, match=r"k-space must be complex \(coil, ...\), got float64"):
-        RawScan(np.zeros((2, 3)))  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="a trajectory and the shape of the image must be given together"):
-        RawScan(np.zeros((2, 3), np.complex64), trajectory=np.zeros((3, 2)))
-    assert not list(tmp_path.iterdir())
+        bring(files, tmp_path / "out.zarr", count=0)
+    assert hidden(tmp_path) == []
 
 
-def test_a_single_error_leaves_nothing(tmp_path: Path) -> None:
-    good = RawScan(np.ones((1, 8, 8), np.complex64), noise_std=1.0)
-    bad = RawScan(np.full((1, 8, 8), np.nan, np.complex64), noise_std=1.0)
-    with pytest.raises(DataError, match="kspace of scan 1 has 64 NaN"):
-        import_scans([good, bad], tmp_path / "a.zarr", progress=False)
-    assert not list(tmp_path.iterdir())
+def test_hdf5_is_written_in_one_go(tmp_path, importer, files):
+    with pytest.raises(DataError, match="the file ends here") as stopped:
+        bring(files, tmp_path / "out.h5", stop=30)
+    assert "safe" not in str(stopped.value)
+    assert hidden(tmp_path) == []
+    check(bring(files, tmp_path / "out.h5"))
+
+
+def test_appending_is_all_or_nothing(tmp_path, container, importer, files):
+    out = tmp_path / f"out.{container}"
+    bring(files, out)
+    fingerprint = open_store(out).fingerprint
+    with pytest.raises(DataError, match="the file ends here"):
+        import_files("numbers", files[1], out, append=True, progress=False, stop=30)
+    assert open_store(out).fingerprint == fingerprint
+    store = import_files("numbers", files[1], out, append=True, progress=False, count=5)
+    assert len(store) == 45
+    assert store.read([41, 44], raw=True).y[:, 0, 0, 0].tolist() == [1, 4]
+    assert store.attrs["provenance"]["files"] == [str(files[0])]
+    assert store.attrs["provenance"]["appended"][0]["files"] == [str(files[1])]
+    assert store.attrs["provenance"]["appended"][0]["scans"] == [40, 45]
+    with pytest.raises(DataError, match="no scans to import"):
+        import_files("numbers", files[1], out, append=True, progress=False, count=0)
+    assert hidden(tmp_path) == []
+
+
+def test_centres_of_nearly_one_width_are_one_size(tmp_path):
+    """Random neighbours make some centres wider; a width that is true of all is kept, one of less than half is not."""
+    g = torch.Generator().manual_seed(0)
+    maps = coil_maps(3, (20, 24), g).numpy()
+
+    def scans(widths):
+        for width in widths:
+            mask = np.zeros((20, 24), bool)
+            mask[:, 12 - width // 2 : 12 - width // 2 + width] = True
+            kspace = torch.view_as_complex(torch.randn(3, 20, 24, 2, generator=g)).numpy() * mask
+            yield RawScan(kspace, mask, maps=maps, noise_std=1.0)
+
+    store = import_scans(scans([8, 9, 10, 8, 16, 17, 7, 20]), tmp_path / "a.zarr", progress=False)
+    sizes = {group.settings["calibration"]: group.scans.tolist() for group in store.groups}
+    assert sizes == {8: [0, 1, 2, 3, 4], 17: [5, 7], 7: [6]}
+    for group in store.groups:
+        m = store.read(group.scans)
+        block = m.operator.mask[..., 12 - group.settings["calibration"] // 2 :][..., : group.settings["calibration"]]
+        assert (block == 1).all()
+    more = import_scans(scans([18, 9]), tmp_path / "a.zarr", append=True, progress=False)
+    assert {group.settings["calibration"]: len(group.scans) for group in more.groups} == {8: 6, 17: 3, 7: 1}
