@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ambient_sci.datasets.containers import FAULTS, Array, ArrayInfo, Container, brief, fill_value
+from ambient_sci.datasets.guards import check_zarr
 from ambient_sci.errors import StoreError
 
 __all__ = ["ZarrContainer"]
@@ -43,6 +44,8 @@ class ZarrContainer(Container):
         self._arrays: dict[str, Any] = {}
         self._left: list[Path] = []
         self._outdated: list[Path] = []
+        if mode != "w":
+            check_zarr(path)
         try:
             if mode == "w":
                 self._group = zarr.open_group(str(path), mode="w", zarr_format=3)
@@ -121,7 +124,11 @@ class ZarrContainer(Container):
             dims = tuple(array.metadata.dimension_names or ())
             chunk = array.chunks[0] if array.chunks else 1
             block = array.shards[0] if array.shards else chunk
-            return ArrayInfo(tuple(array.shape), dtype, dims, dict(array.attrs), chunk, block)
+            info = ArrayInfo(tuple(array.shape), dtype, dims, dict(array.attrs), chunk, block)
+            self._check_memory(name, info, chunk)
+            return info
+        except StoreError:
+            raise
         except FAULTS as error:
             raise StoreError(f"{self.path} is damaged: {name} is no array ({brief(error)})") from error
 
@@ -133,6 +140,9 @@ class ZarrContainer(Container):
             except FAULTS:  # a writer may have replaced the file between two looks at it
                 continue
         return np.asarray(array[rows])
+
+    def _stored(self, name: str) -> int:
+        return sum(file.stat().st_size for file in (self.path / name / "c").rglob("*") if file.is_file())
 
     def create(  # noqa: D102
         self, name: str, shape: Sequence[int], dtype: np.dtype[Any], dims: Sequence[str], chunk: int, block: int,
