@@ -210,6 +210,33 @@ def info(store: Annotated[Path, typer.Argument(help="a store")]) -> None:
     print(describe(open_store(store)))
 
 
+@app.command(
+    epilog=examples("ambient-sci convert scans.zarr scans.h5", "ambient-sci convert scans.h5 /scratch/scans.zarr")
+)
+def convert(
+    store: Annotated[Path, typer.Argument(help="a store")],
+    out: Annotated[Path, typer.Argument(help="store to write: a folder, or a file ending in .h5")],
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a store as HDF5 or as Zarr, bit by bit the same."""
+    from ambient_sci.datasets.convert import convert as convert_store
+
+    made = convert_store(store, out, overwrite, progress=not quiet)
+    print(f"wrote {made.path}: {len(made)} scans, fingerprint {made.fingerprint}")
+
+
+@app.command(epilog=examples("ambient-sci validate scans.zarr"))
+def validate(store: Annotated[Path, typer.Argument(help="a store")]) -> None:
+    """Read all of a store and list what is wrong with it; the exit status is 1 if anything is."""
+    from ambient_sci.datasets.store import validate as problems_of
+
+    problems = problems_of(store)
+    print("\n".join(problems) if problems else f"{store} is as it should be")
+    if problems:
+        raise typer.Exit(1)
+
+
 def _train(store: Path, out: Path, config: Path | None, quiet: bool, **options: Any) -> None:
     from ambient_sci.training import train as run_training
 
@@ -311,7 +338,8 @@ def sample(
         from ambient_sci.datasets import open_store
 
         scans = open_store(store or prior.config.store)
-        operator = scans.read(np.arange(count) % len(scans)).operator.to(prior.device)
+        alike = scans.groups[0].scans
+        operator = scans.read(alike[np.arange(count) % len(alike)]).operator.to(prior.device)
     images = prior.sample(count, steps, solver, seed, operator, None if quiet else "sampling").cpu()  # type: ignore[arg-type]
     array = io.BytesIO()  # NumPy does not say so when a disk is full
     np.save(array, images.numpy())
@@ -350,6 +378,7 @@ def reconstruct(
 ) -> None:
     """Draw posterior samples of scans, with mean, standard deviation and credible intervals."""
     from ambient_sci.prior import load_prior
+    from ambient_sci.reconstruction import datasets_of
     from ambient_sci.reconstruction import reconstruct as run_reconstruction
 
     result = run_reconstruction(
@@ -370,7 +399,8 @@ def reconstruct(
         overwrite=overwrite,
         progress=not quiet,
     )
-    print(f"wrote {out}: {result.sizes['scan']} scans, {samples} samples each")
+    scans = sum(dataset.sizes["scan"] for dataset in datasets_of(result))
+    print(f"wrote {out}: {scans} scans, {samples} samples each")
 
 
 @app.command(epilog=examples("ambient-sci figure recon.zarr scans.zarr --out figure.png"))

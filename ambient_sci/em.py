@@ -13,6 +13,7 @@ predicting held-out measured rows, and the optimiser goes on from lap to lap. No
 import warnings
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -45,7 +46,7 @@ def lap_starts(config: TrainConfig) -> list[int]:
 
 def starting_images(store: Store, progress: bool) -> Tensor:
     """L1-wavelet reconstructions of every scan, ``(scan, channel, *spatial)``, in normalised units."""
-    some = store.read(slice(0, 16))
+    some = store.read(store.groups[0].scans[:16])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the best value")  # an end of the grid is good enough to start from
         lam = tune_held_out(lambda m, lam: l1_wavelet_batch(m, lam, wavelet=WAVELET), some, REGULARISATIONS)
@@ -79,6 +80,9 @@ def posterior_images(prior: Prior, store: Store, images: Tensor, lap: int, progr
 
 
 def _every_scan(store: Store, restore: Callable[[Measurement], Tensor], label: str, progress: bool) -> Tensor:
-    starts = range(0, len(store), CHUNK)
-    bar = tqdm(starts, desc=label, unit="batch", disable=not progress)
-    return torch.cat([restore(store.read(slice(start, start + CHUNK))) for start in bar])
+    chunks = [
+        group.scans[start : start + CHUNK] for group in store.groups for start in range(0, len(group.scans), CHUNK)
+    ]
+    bar = tqdm(chunks, desc=label, unit="batch", disable=not progress)
+    images = torch.cat([restore(store.read(scans)) for scans in bar])
+    return images[np.argsort(np.concatenate(chunks))]

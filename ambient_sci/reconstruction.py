@@ -10,6 +10,8 @@ The result is an xarray Dataset in the instrument's units, one row a scan:
 ``upper``  (scan, channel, y, x)
 ========== ============================== ==================================================================
 
+Images of several shapes are the groups ``size_0``, ``size_1``, ... of a DataTree, each of which is such a Dataset.
+
 With few samples an interval between empirical quantiles is too narrow; the interval here is the predictive one of a
 normal sample of that size, :math:`m \pm t_{S-1} \, \mathrm{std} \, \sqrt{1 + 1/S}`. It fits antithetic pairs
 (`ambient_sci.posterior.draw`), too: what their mean knows better, half as many independent deviations know worse.
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -37,7 +40,7 @@ from ambient_sci.sample import Solver
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["INTERVAL", "open_reconstruction", "reconstruct", "scan_coords", "summarise"]
+__all__ = ["INTERVAL", "datasets_of", "open_reconstruction", "reconstruct", "scan_coords", "summarise"]
 
 INTERVAL = 0.9
 TITLE = "posterior samples"
@@ -61,7 +64,7 @@ def reconstruct(
     any_size: bool = False,
     overwrite: bool = False,
     progress: bool = True,
-) -> "xarray.Dataset":
+) -> "xarray.Dataset | xarray.DataTree":
     """Draw posterior samples of scans.
 
     Parameters
@@ -87,8 +90,8 @@ def reconstruct(
 
     Returns
     -------
-    xarray.Dataset
-        See the module's table; opened from ``out`` when given.
+    xarray.Dataset or xarray.DataTree
+        See the module's table; opened from ``out`` when given. A DataTree only where images are of several shapes.
     """
     prior = prior if isinstance(prior, Prior) else load_prior(prior)
     store = store if isinstance(store, Store) else open_store(store)
@@ -98,21 +101,24 @@ def reconstruct(
     options: dict[str, Any] = {"method": method, "steps": steps, "iterations": iterations, "guidance": guidance}
     options |= {"solver": solver, "eta": eta, "seed": seed, "any_size": any_size}
     attrs = _provenance(prior, store, samples, options)
-    writer = None if out is None else _Writer(Path(out), overwrite)
+    writer = None if out is None else _Writer(Path(out), overwrite, attrs)
 
-    parts = []
+    shapes = _by_image_shape(store, index)
+    several = len(shapes) > 1
     size = max(1, batch // samples)
-    chunks = [index[i : i + size] for i in range(0, len(index), size)]
+    chunks = [
+        (f"size_{number}" if several else "", scans[i : i + size])
+        for number, scans in enumerate(shapes)
+        for i in range(0, len(scans), size)
+    ]
+    parts: dict[str, list[Any]] = {}
     try:
-        for chunk in tqdm(chunks, desc="posterior samples", unit="batch", disable=not progress):
-            measurement = store.read(chunk).to(prior.device)
-            drawn = draw_posterior(prior, measurement, samples, **options).cpu()
-            scale = measurement.scale.cpu().reshape(-1, *[1] * (drawn.ndim - 1))
-            part = _dataset(drawn * scale, chunk, store, attrs)
+        for group, chunk in tqdm(chunks, desc="posterior samples", unit="batch", disable=not progress):
+            part = _dataset(_draw(prior, store, chunk, samples, options), chunk, store, attrs)
             if writer is None:
-                parts.append(part)
+                parts.setdefault(group, []).append(part)
             else:
-                writer.append(part)
+                writer.append(part, group)
         if writer is not None:
             return writer.finish()
     except BaseException:
@@ -121,7 +127,31 @@ def reconstruct(
         raise
     import xarray
 
-    return xarray.concat(parts, "scan", data_vars="minimal", coords="minimal", compat="override", join="override")
+    joined = {
+        group: xarray.concat(some, "scan", data_vars="minimal", coords="minimal", compat="override", join="override")
+        for group, some in parts.items()
+    }
+    return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=attrs), **joined}) if several else joined[""]
+
+
+def _draw(prior: Prior, store: Store, chunk: NDArray[Any], samples: int, options: dict[str, Any]) -> Tensor:
+    """Posterior samples of scans whose images have one shape, in the instrument's units."""
+    drawn, places = [], []
+    for scans, place in store.by_size(chunk):
+        measurement = store.read(scans).to(prior.device)
+        part = draw_posterior(prior, measurement, samples, **options).cpu()
+        drawn.append(part * measurement.scale.cpu().reshape(-1, *[1] * (part.ndim - 1)))
+        places.append(place)
+    return torch.cat(drawn)[np.argsort(np.concatenate(places))]
+
+
+def _by_image_shape(store: Store, index: NDArray[Any]) -> list[NDArray[Any]]:
+    """Numbers of the scans of each image shape, in their order."""
+    chosen: dict[tuple[int, ...], NDArray[Any]] = {}
+    for group in store.groups:
+        inside = np.isin(index, group.scans)
+        chosen[group.image_shape] = chosen.get(group.image_shape, False) | inside
+    return [index[inside] for inside in chosen.values() if inside.any()]
 
 
 def _numbers(store: Store, scans: Indices) -> NDArray[Any]:
@@ -192,8 +222,8 @@ def _provenance(prior: Prior, store: Store, samples: int, options: dict[str, Any
 class _Writer:
     """Appends to a hidden neighbour of the path, which takes the path's name in the end."""
 
-    def __init__(self, path: Path, overwrite: bool) -> None:
-        self.path = path
+    def __init__(self, path: Path, overwrite: bool, attrs: dict[str, Any]) -> None:
+        self.path, self.attrs = path, attrs
         if path.exists() and not overwrite:
             raise OutputError(f"{path} already exists; choose another path or pass --overwrite")
         if path.exists():
@@ -204,20 +234,23 @@ class _Writer:
         self.partial = path.with_name(f".{path.name}.partial")
         self.replaced = path.with_name(f".{path.name}.replaced")
         shutil.rmtree(self.partial, ignore_errors=True)
-        self.started = False
+        self.groups: set[str] = set()
 
-    def append(self, part: "xarray.Dataset") -> None:
-        try:
-            self.partial.parent.mkdir(parents=True, exist_ok=True)
-            options: dict[str, Any] = {"append_dim": "scan"} if self.started else {"mode": "w"}
-            part.to_zarr(self.partial, zarr_format=3, consolidated=False, **options)
-        except OSError as error:
-            raise output_error(self.path, error) from error
-        self.started = True
-
-    def finish(self) -> "xarray.Dataset":
+    def append(self, part: "xarray.Dataset", group: str) -> None:
         import xarray
 
+        common: dict[str, Any] = {"zarr_format": 3, "consolidated": False}
+        try:
+            self.partial.parent.mkdir(parents=True, exist_ok=True)
+            if group and not self.groups:
+                xarray.Dataset(attrs=self.attrs).to_zarr(self.partial, mode="w", **common)
+            options: dict[str, Any] = {"append_dim": "scan"} if group in self.groups else {"mode": "w"}
+            part.to_zarr(self.partial, group=group or None, **common, **options)
+        except OSError as error:
+            raise output_error(self.path, error) from error
+        self.groups.add(group)
+
+    def finish(self) -> "xarray.Dataset | xarray.DataTree":
         try:
             if self.path.exists():  # steps aside, and back if the new one cannot take its place
                 shutil.rmtree(self.replaced, ignore_errors=True)
@@ -228,14 +261,13 @@ class _Writer:
                 self.replaced.rename(self.path)
             raise output_error(self.path, error) from error
         shutil.rmtree(self.replaced, ignore_errors=True)
-        written: xarray.Dataset = xarray.open_zarr(self.path, consolidated=False)
-        return written
+        return open_reconstruction(self.path)
 
     def abandon(self) -> None:
         shutil.rmtree(self.partial, ignore_errors=True)
 
 
-def open_reconstruction(path: Path | str) -> "xarray.Dataset":
+def open_reconstruction(path: Path | str) -> "xarray.Dataset | xarray.DataTree":
     """Open what `reconstruct` wrote.
 
     Raises
@@ -247,10 +279,23 @@ def open_reconstruction(path: Path | str) -> "xarray.Dataset":
 
     if not Path(path).exists():
         raise NotFoundError(f"no reconstruction at {path}")
+    found: xarray.Dataset | xarray.DataTree
     try:
-        dataset: xarray.Dataset = xarray.open_zarr(path, consolidated=False)
+        found = xarray.open_zarr(path, consolidated=False)
+        if found.attrs.get("title") == TITLE and not found.sizes:
+            found = xarray.open_datatree(path, engine="zarr", consolidated=False)
     except FAULTS as error:
         raise StoreError(f"{path} is not a reconstruction, or a damaged one: {brief(error)}") from error
-    if dataset.attrs.get("title") != TITLE or not {"mean", "std"} <= set(dataset):
+    complete = all({"mean", "std"} <= set(dataset) for dataset in datasets_of(found))
+    if found.attrs.get("title") != TITLE or not complete:
         raise StoreError(f"{path} is not a reconstruction; `ambient-sci reconstruct` writes one")
-    return dataset
+    return found
+
+
+def datasets_of(reconstruction: "xarray.Dataset | xarray.DataTree") -> "list[xarray.Dataset]":
+    """Datasets of a reconstruction, one for each shape of images."""
+    import xarray
+
+    if isinstance(reconstruction, xarray.Dataset):
+        return [reconstruction]
+    return [child.to_dataset() for child in reconstruction.children.values()]

@@ -61,11 +61,12 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
     ConfigError
         If the run in ``config.out`` was started with other options.
     DataError
-        If measurements are not finite, or the loss is not.
+        If measurements are not finite, the loss is not, or images are of several shapes, of which a prior has one.
     """
     device = resolve_device(config.device)
     store = open_store(config.store)
     run = config.out
+    image_shape = store.image_shape  # one for all scans, or refused before there is a run
     config = _resolve(config, store, device)
     started = _start_run(run, config)
 
@@ -73,7 +74,7 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
     learner = AmbientLearner(config, store) if config.method == "ambient" else ImageLearner(config, store, progress)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        denoiser = build_denoiser(config, store.image_shape, store.is_complex, network).to(device)
+        denoiser = build_denoiser(config, image_shape, store.is_complex, network).to(device)
     average = copy.deepcopy(denoiser).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(
         denoiser.parameters(), config.learning_rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True
@@ -83,9 +84,9 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
         "fingerprint": store.fingerprint,
         "operator": store.kind,
         "scans": len(store),
-        "noise_std": float(store.read(slice(0, 64)).noise_std.max()),
+        "noise_std": max(float(store.read(group.scans[:64]).noise_std.max()) for group in store.groups),
     }
-    prior = Prior(average, store.image_shape, store.is_complex, config, trained_on, 0)
+    prior = Prior(average, image_shape, store.is_complex, config, trained_on, 0)
     seen = _resume(run, store, denoiser, average, optimizer, learner) if started else 0
 
     losses: list[Tensor] = []
@@ -111,7 +112,7 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
         _average(average, denoiser, config, seen)
         bar.update(config.batch)
         if before // config.checkpoint != seen // config.checkpoint or seen >= config.images:
-            prior = Prior(average, store.image_shape, store.is_complex, config, trained_on, seen)
+            prior = Prior(average, image_shape, store.is_complex, config, trained_on, seen)
             _save(run, prior, denoiser, optimizer, learner, seen)
         losses.append(loss.detach())
         if before // LOG_EVERY != seen // LOG_EVERY or before == 0 or seen >= config.images:
@@ -120,7 +121,7 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
             _log(run, {"images": seen, "loss": mean, "gradient": float(norm), "rate": rate})
             losses = []
     bar.close()
-    return Prior(average, store.image_shape, store.is_complex, config, trained_on, seen)
+    return Prior(average, image_shape, store.is_complex, config, trained_on, seen)
 
 
 def learning_rate(config: TrainConfig, seen: int) -> float:
@@ -230,7 +231,7 @@ def _resolve(config: TrainConfig, store: Store, device: torch.device) -> TrainCo
     if config.precision == "auto":
         update["precision"] = best_precision(device)
     if config.sigma_data is None:
-        some = store.read(slice(0, 64))
+        some = store.read(store.groups[0].scans[:64])
         image = some.operator.adjoint(some.y)
         spread = float((torch.view_as_real(image) if image.is_complex() else image).std())
         if not spread > 0:

@@ -35,6 +35,7 @@ FAULTS = (
     TypeError,
     AttributeError,
 )  # what decoders raise on damaged bytes
+_PIECE = 8 << 20  # bytes read in one call, at least one chunk
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,10 @@ class Container(ABC):
     @abstractmethod
     def info(self, name: str) -> ArrayInfo:
         """Describe an array."""
+
+    @abstractmethod
+    def _array(self, name: str) -> Any:
+        """Return the library's own array."""
 
     @abstractmethod
     def _read(self, name: str, rows: slice) -> Array: ...
@@ -144,26 +149,40 @@ class Container(ABC):
             info = self.info(name)
             self._check_memory(name, info, max(info.chunk, *info.shape[:1]))
             try:
-                return self._whole(name, slice(None))
+                values = self._read(name, slice(None))
+                _refuse_lost(values)
             except FAULTS as error:
                 raise self._damage(name, error) from error
-        # each scan once, neighbours together: far faster than the libraries' own selection of single rows
-        ordered, inverse = np.unique(rows, return_inverse=True)
-        parts = []
-        for run in np.split(ordered, np.flatnonzero(np.diff(ordered) != 1) + 1):
-            try:
-                parts.append(self._whole(name, slice(int(run[0]), int(run[-1]) + 1)))
-            except FAULTS as error:
-                row = self._first_damaged(name, run)
-                scan = row if scans is None else int(scans[row])
-                raise self._damage(f"{name.rpartition('/')[2]} of scan {scan}", error) from error
-        return np.concatenate(parts)[inverse]
+            return values
+        try:
+            return self._pick(name, rows)
+        except FAULTS as error:
+            row = self._first_damaged(name, rows)
+            scan = row if scans is None else int(scans[row])
+            raise self._damage(f"{name.rpartition('/')[2]} of scan {scan}", error) from error
 
-    def _whole(self, name: str, rows: slice) -> Array:
-        values = self._read(name, rows)
-        if values.dtype.kind == "i" and (values == fill_value(values.dtype)).any():
-            raise ValueError("its chunk is lost")
-        return values
+    def _pick(self, name: str, rows: NDArray[np.int64]) -> Array:
+        array = self._array(name)
+        ordered, inverse = np.unique(rows, return_inverse=True)
+        once = len(ordered) == len(rows)
+        text = array.dtype.kind in "OTU"
+        dtype = np.dtype(object) if text else np.dtype(array.dtype).newbyteorder("=")
+        out = np.empty((len(ordered), *array.shape[1:]), dtype)
+        self._fill(name, ordered, out, np.argsort(inverse) if once else np.arange(len(ordered)))
+        _refuse_lost(out)
+        return out if once else out[inverse]
+
+    def _fill(self, name: str, rows: NDArray[np.int64], out: Array, places: NDArray[np.int64]) -> None:
+        """Read ascending rows to ``out[places]``: every chunk once, neighbours in one call of a few MiB."""
+        array = self._array(name)
+        chunk = array.chunks[0] if array.chunks else 1
+        piece = chunk * max(1, _PIECE // (chunk * max(1, out[:1].nbytes)))
+        apart = (np.diff(rows) != 1) & (np.diff(rows // chunk) != 0) | (np.diff(rows // piece) != 0)
+        breaks = np.flatnonzero(apart) + 1
+        for some, where in zip(np.split(rows, breaks), np.split(places, breaks), strict=True):
+            first, end = int(some[0]), int(some[-1]) + 1
+            values = self._read(name, slice(first, end))
+            out[where] = values if len(some) == end - first else values[some - first]
 
     def _check_memory(self, name: str, info: ArrayInfo, rows: int) -> None:
         """Refuse to read so many rows at once if they do not fit, or could not be what is stored."""
@@ -171,16 +190,21 @@ class Container(ABC):
         what = f"{name}, {rows} scans at once," if rows > 1 else f"a scan of {name}"
         check_memory(self.path, what, needed, lambda: self._stored(name))
 
-    def _first_damaged(self, name: str, run: NDArray[np.int64]) -> int:
-        for row in run.tolist():
+    def _first_damaged(self, name: str, rows: NDArray[np.int64]) -> int:
+        for row in np.unique(rows):
             try:
-                self._whole(name, slice(row, row + 1))
+                self._pick(name, np.array([row]))
             except FAULTS:
                 return int(row)
-        return int(run[0])
+        return int(rows.min())
 
     def _damage(self, what: str, error: BaseException) -> StoreError:
         return StoreError(f"{self.path} is damaged: {what} cannot be read ({brief(error)})")
+
+
+def _refuse_lost(values: Array) -> None:
+    if values.dtype.kind == "i" and (values == fill_value(values.dtype)).any():
+        raise ValueError("its chunk is lost")
 
 
 def brief(error: BaseException) -> str:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Indices", "SizeGroup", "Store", "open_store", "validate"]
 
-_SMALL = 4 << 20  # bytes of an array that is read at once and kept
+_SMALL = 32 << 20  # bytes of an array that is read at once and kept
 Indices = int | slice | Sequence[int] | NDArray[np.integer[Any]] | Tensor
 
 
@@ -194,8 +194,9 @@ class Store:
 
     def _gather(self, name: str) -> NDArray[Any]:
         """Values of an array ``(scan,)`` for all scans."""
-        parts = [_text(size.whole(name)) for size in self._sizes]
-        return np.concatenate(parts)[np.argsort(np.concatenate([size.scans for size in self._sizes]))]
+        values = np.concatenate([_text(size.whole(name)) for size in self._sizes])
+        gathered: NDArray[Any] = values[np.argsort(np.concatenate([size.scans for size in self._sizes]))]
+        return gathered
 
     def __len__(self) -> int:
         return self._length
@@ -296,8 +297,7 @@ class Store:
         scale = torch.from_numpy(self.scale[scans].astype(self.scale.dtype.newbyteorder("="))).to(y.real.dtype)
         operator = size.operator(rows)
         if not raw:
-            y = y / scale.reshape(-1, *[1] * (y.ndim - 1))
-            noise = noise / scale.reshape(-1, *[1] * (noise.ndim - 1))
+            y, noise = _divided(y, scale), _divided(noise, scale)
         return Measurement(y, operator, noise, torch.from_numpy(scans), scale)
 
     def by_size(self, indices: Indices) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -385,7 +385,7 @@ class Store:
 
     def damage(self) -> list[str]:
         """Read everything, and list what is damaged or no measurement, with the scans that it concerns."""
-        found = []
+        found: list[str] = []
         for size in self._sizes:
             names = [*size.info, *([REFERENCE] if size.has_references else [])]
             for name in names:
@@ -477,8 +477,11 @@ class _Size:
         kept = self._kept.get(name)
         values = _native(self.rows(name, rows)) if kept is None else kept[rows]
         if values.dtype.kind in "fc":
-            finite = np.isfinite(values).reshape(len(rows), -1).all(1)
-            _require(self.path, name, "finite; it has NaN, infinite or lost values", finite, self.scans[rows])
+            with np.errstate(invalid="ignore", over="ignore"):
+                total = values.view(values.real.dtype).sum()
+            if not np.isfinite(total):  # one pass; which scan it was is looked up only when it matters
+                finite = np.isfinite(values).reshape(len(rows), -1).all(1)
+                _require(self.path, name, "finite; it has NaN, infinite or lost values", finite, self.scans[rows])
         layout = str(info.attributes.get("layout", "")).split() or list(info.dims)
         return torch.from_numpy(values.reshape(full_shape(layout, values.shape)))
 
@@ -543,6 +546,14 @@ def _times(shape: Sequence[int]) -> str:
 
 def _bytes(info: ArrayInfo) -> int:
     return int(np.prod(info.shape)) * info.dtype.itemsize
+
+
+def _divided(values: Tensor, scale: Tensor) -> Tensor:
+    """Divide each scan by its scale, in place; real and imaginary parts are, as torch has it, multiplied by 1/scale."""
+    if values.is_complex():
+        torch.view_as_real(values).mul_(scale.reciprocal().reshape(-1, *[1] * values.ndim))
+        return values
+    return values.div_(scale.reshape(-1, *[1] * (values.ndim - 1)))
 
 
 def _native(values: NDArray[Any]) -> NDArray[Any]:

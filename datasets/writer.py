@@ -160,9 +160,9 @@ class StoreWriter:
         return self._length
 
     @property
-    def safe(self) -> int:
-        """Number of scans that an interruption leaves for the next writer."""
-        return self._committed
+    def kept(self) -> tuple[Path, int] | None:
+        """Where the next writer finds how many scans, if this one is or was interrupted."""
+        return (self._partial, self._committed) if self._resume and self._committed else None
 
     def append(
         self,

@@ -15,14 +15,17 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ambient_sci.datasets.containers import FAULTS, Array, ArrayInfo, Container, brief, fill_value
 from ambient_sci.datasets.guards import check_zarr
+from ambient_sci.datasets.shards import ShardReader
 from ambient_sci.errors import StoreError
 
 __all__ = ["ZarrContainer"]
@@ -42,6 +45,7 @@ class ZarrContainer(Container):
 
         self.path = path
         self._arrays: dict[str, Any] = {}
+        self._shards: dict[str, ShardReader | None] = {}
         self._left: list[Path] = []
         self._outdated: list[Path] = []
         if mode != "w":
@@ -63,7 +67,8 @@ class ZarrContainer(Container):
         """Arrays (True) and groups (False) by name; what was deleted since the last commit does not count."""
         together = self._group.metadata.consolidated_metadata
         if together is not None:
-            found = {name: node.node_type == "array" for name, node in together.flattened_metadata.items()}
+            every: dict[str, Any] = together.flattened_metadata
+            found = {name: node.node_type == "array" for name, node in every.items()}
         else:
             found = {name: json.loads(self._file(name).read_text())["node_type"] == "array" for name in self._listed()}
         return {name: array for name, array in found.items() if self._file(name).is_file()}
@@ -133,13 +138,21 @@ class ZarrContainer(Container):
             raise StoreError(f"{self.path} is damaged: {name} is no array ({brief(error)})") from error
 
     def _read(self, name: str, rows: slice) -> Array:
-        array = self._array(name)
-        for _ in range(_TRIES - 1):
-            try:
-                return np.asarray(array[rows])
-            except FAULTS:  # a writer may have replaced the file between two looks at it
-                continue
-        return np.asarray(array[rows])
+        return _again(lambda: np.asarray(self._array(name)[rows]))
+
+    def _fill(self, name: str, rows: NDArray[np.int64], out: Array, places: NDArray[np.int64]) -> None:
+        if name not in self._shards:
+            folder, array = self.path / name, self._array(name)
+            self._shards[name] = ShardReader(folder, array) if ShardReader.fits(folder, array) else None
+        shards = self._shards[name]
+        if shards is None:
+            super()._fill(name, rows, out, places)
+            return
+        try:
+            shards.read(rows, out, places)
+        except FAULTS:  # it may know places from before a writer replaced the file
+            self._shards[name] = ShardReader(self.path / name, self._array(name))
+            super()._fill(name, rows, out, places)
 
     def _stored(self, name: str) -> int:
         return sum(file.stat().st_size for file in (self.path / name / "c").rglob("*") if file.is_file())
@@ -209,9 +222,18 @@ class ZarrContainer(Container):
 
     def close(self) -> None:  # noqa: D102
         self._arrays.clear()
+        self._shards.clear()
         for path in self._outdated:
             shutil.rmtree(path, ignore_errors=True)
         self._outdated = []
+
+
+def _again(read: Callable[[], Array]) -> Array:
+    """Read once more what a writer may have replaced between two looks at it."""
+    for _ in range(_TRIES - 1):
+        with suppress(*FAULTS):
+            return read()
+    return read()
 
 
 def _above(name: str) -> list[str]:

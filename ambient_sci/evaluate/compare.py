@@ -14,6 +14,7 @@ from ambient_sci.errors import DataError
 from ambient_sci.evaluate.metrics import coverage_normal, head_mask, score, table
 from ambient_sci.measurement import Measurement
 from ambient_sci.plot import reconstruction_figure
+from ambient_sci.reconstruction import datasets_of
 
 if TYPE_CHECKING:
     import xarray
@@ -41,7 +42,7 @@ class Evaluation:
         return self.text
 
 
-def evaluate(reconstruction: "xarray.Dataset", store: Store) -> Evaluation:
+def evaluate(reconstruction: "xarray.Dataset | xarray.DataTree", store: Store) -> Evaluation:
     """Score a reconstruction where the images are known.
 
     Parameters
@@ -57,24 +58,34 @@ def evaluate(reconstruction: "xarray.Dataset", store: Store) -> Evaluation:
         If the reconstruction was made from another store.
     """
     _same_store(reconstruction, store)
-    reference = store.references(reconstruction["scan"].to_numpy())
-    try:
-        mean, std = reconstruction["mean"].to_numpy(), reconstruction["std"].to_numpy()
-    except FAULTS as error:
-        raise DataError(f"the reconstruction is damaged: {brief(error)}; reconstruct again") from error
-    mask = head_mask(reference)
-    text, metrics = table({"posterior mean": score(mean, reference, mask)})
-    part = std / np.sqrt(2) if np.iscomplexobj(mean) else std
-    covered = coverage_normal(mean, part, reference, mask=mask, samples=reconstruction.sizes["draw"])
-    metrics["coverage"] = {str(level): value for level, value in covered.items()}
+    scores: dict[str, list[Any]] = {}
+    inside: list[int] = []
+    covered: dict[float, list[float]] = {}
+    for dataset in datasets_of(reconstruction):
+        reference = store.references(dataset["scan"].to_numpy())
+        try:
+            mean, std = dataset["mean"].to_numpy(), dataset["std"].to_numpy()
+        except FAULTS as error:
+            raise DataError(f"the reconstruction is damaged: {brief(error)}; reconstruct again") from error
+        mask = head_mask(reference)
+        for name, values in score(mean, reference, mask).items():
+            scores.setdefault(name, []).append(values)
+        part = std / np.sqrt(2) if np.iscomplexobj(mean) else std
+        held = coverage_normal(mean, part, reference, mask=mask, samples=dataset.sizes["draw"])
+        for level, value in held.items():
+            covered.setdefault(level, []).append(value)
+        inside.append(int(np.sum(mask)))
+    text, metrics = table({"posterior mean": {name: np.concatenate(values) for name, values in scores.items()}})
+    coverage = {level: float(np.average(values, weights=inside)) for level, values in covered.items()}
+    metrics["coverage"] = {str(level): value for level, value in coverage.items()}
     lines = [
         f"{100 * level:.0f}% intervals hold the known value in {100 * value:.1f}% of pixels"
-        for level, value in covered.items()
+        for level, value in coverage.items()
     ]
     return Evaluation("\n".join([text, "", *lines]), metrics)
 
 
-def comparison_figure(reconstruction: "xarray.Dataset", store: Store, count: int = 3) -> "Figure":
+def comparison_figure(reconstruction: "xarray.Dataset | xarray.DataTree", store: Store, count: int = 3) -> "Figure":
     """Draw the posterior mean and standard deviation beside classical reconstructions of the same scans.
 
     The regularisation of L1-wavelet is chosen by predicting rows that it was not given, so that measured scans, of
@@ -87,12 +98,14 @@ def comparison_figure(reconstruction: "xarray.Dataset", store: Store, count: int
     store
         The store that was reconstructed.
     count
-        Number of scans to show, from the first on.
+        Number of scans to show, from the first on; of its size, where scans are of several.
     """
     _same_store(reconstruction, store)
-    scans = reconstruction["scan"].to_numpy()[:count]
+    dataset = datasets_of(reconstruction)[0]
+    scans, places = next(iter(store.by_size(dataset["scan"].to_numpy())))
+    scans, places = scans[:count], places[:count]
     m = store.read(scans)
-    scale = m.scale.reshape(-1, *[1] * len(store.image_shape))
+    scale = m.scale.reshape(-1, *[1] * (dataset["mean"].ndim - 1))
 
     def wavelet(measurement: Measurement, value: tuple[str, float]) -> Tensor:
         return l1_wavelet_batch(measurement, value[1], wavelet=value[0])
@@ -101,14 +114,14 @@ def comparison_figure(reconstruction: "xarray.Dataset", store: Store, count: int
     columns = {
         "zero-filled": zero_filled(m) * scale,
         "L1-wavelet": wavelet(m, tune_held_out(wavelet, m, grid)) * scale,
-        "posterior mean": torch.from_numpy(reconstruction["mean"].to_numpy()[:count]),
+        "posterior mean": torch.from_numpy(dataset["mean"][places].to_numpy()),
     }
     reference = store.references(scans) if store.has_references else None
-    std = reconstruction["std"].to_numpy()[:count]
+    std = dataset["std"][places].to_numpy()
     return reconstruction_figure(columns, reference, std, labels=[f"scan {scan}" for scan in scans])
 
 
-def _same_store(reconstruction: "xarray.Dataset", store: Store) -> None:
+def _same_store(reconstruction: "xarray.Dataset | xarray.DataTree", store: Store) -> None:
     made_from = reconstruction.attrs.get("store")
     if made_from != store.fingerprint:
         raise DataError(

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,16 @@ def change(path: Path, name: str, value: Any) -> None:
     del group[name]
     new = group.create_array(name, shape=value.shape, dtype=value.dtype, dimension_names=dims, attributes=attributes)
     new[:] = value
+    consolidate(path)
+
+
+def consolidate(path: Path) -> None:
+    """Tell readers of what was changed."""
+    import zarr
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        zarr.consolidate_metadata(str(path), zarr_format=3)
 
 
 # ------------------------------------------------------------------------------------------------ input
@@ -156,7 +167,7 @@ def test_another_schema_version(ending: str, refused: Callable[..., str], blobs:
             file.attrs["schema_version"] = 7
     for arguments in (("info", path), ("train", path, "--out", "new"), ("reconstruct", run, path, "--out", "r")):
         said = refused(*arguments)
-        assert f"{path} has schema version 7, this version of ambient-sci reads 1" in said
+        assert f"{path} has schema version 7, this version of ambient-sci reads 1 and 2" in said
     assert not Path("new").exists()
     assert not Path("r").exists()
 
