@@ -11,6 +11,7 @@ commit is the replacement of one file, so that one process may append while othe
 appended to in place.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ambient_sci.datasets.guards import check_memory
 from ambient_sci.errors import StoreError
 
 __all__ = ["FAULTS", "Array", "ArrayInfo", "Container", "brief", "container_type", "fill_value"]
@@ -90,6 +92,10 @@ class Container(ABC):
     def _read(self, name: str, rows: slice) -> Array: ...
 
     @abstractmethod
+    def _stored(self, name: str) -> int:
+        """Bytes that the values of an array take on the disk."""
+
+    @abstractmethod
     def create(
         self, name: str, shape: Sequence[int], dtype: np.dtype[Any], dims: Sequence[str], chunk: int, block: int,
         attributes: Mapping[str, Any],
@@ -140,6 +146,8 @@ class Container(ABC):
             If chunks are damaged, naming the rows.
         """
         if rows is None:
+            info = self.info(name)
+            self._check_memory(name, info, max(info.chunk, *info.shape[:1]))
             try:
                 values = self._read(name, slice(None))
                 _refuse_lost(values)
@@ -175,6 +183,12 @@ class Container(ABC):
             first, end = int(some[0]), int(some[-1]) + 1
             values = self._read(name, slice(first, end))
             out[where] = values if len(some) == end - first else values[some - first]
+
+    def _check_memory(self, name: str, info: ArrayInfo, rows: int) -> None:
+        """Refuse to read so many rows at once if they do not fit, or could not be what is stored."""
+        needed = rows * math.prod(info.shape[1:]) * info.dtype.itemsize
+        what = f"{name}, {rows} scans at once," if rows > 1 else f"a scan of {name}"
+        check_memory(self.path, what, needed, lambda: self._stored(name))
 
     def _first_damaged(self, name: str, rows: NDArray[np.int64]) -> int:
         for row in np.unique(rows):

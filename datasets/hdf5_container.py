@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 
 from ambient_sci.datasets.containers import FAULTS, Array, ArrayInfo, Container, brief, fill_value
+from ambient_sci.datasets.guards import check_hdf5
 from ambient_sci.errors import StoreError
 
 __all__ = ["HDF5Container"]
 
 _raw_write = io.FileIO.write
 _PROPERTIES = "_NCProperties"  # of the netCDF library, no business of ours
+_FORMAT = ("v110", "v110")  # the oldest whose metadata have checksums: damage to older ones makes the library crash
 _NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable."
 
 
@@ -80,16 +82,17 @@ class HDF5Container(Container):
 
         self.path = path
         self._dims: dict[str, tuple[str, ...]] = {}
+        self._checked: set[str] = set()
         self._output: _CarefulFile | None = None
         if mode == "w":
             self._output = _CarefulFile(path, "w+")
-            self._file = h5py.File(self._output, mode)
+            self._file = h5py.File(self._output, mode, libver=_FORMAT)
             return
         try:
             if mode == "a":
                 self._output = _CarefulFile(path, "r+")
                 self._output.end = path.stat().st_size
-                self._file = h5py.File(self._output, "r+")
+                self._file = h5py.File(self._output, "r+", libver=_FORMAT)
             else:
                 self._file = h5py.File(path, mode)
         except FAULTS as error:
@@ -98,11 +101,17 @@ class HDF5Container(Container):
             ) from error
 
     def _array(self, name: str) -> Any:
+        if name not in self._checked:
+            check_hdf5(self.path, self._file, name)
+            self._checked.add(name)
         return self._file[name]
 
     def _members(self, group: str, wanted: Callable[[Any], bool]) -> list[str]:
         try:
-            return sorted(name for name, value in self._file[group or "/"].items() if wanted(value))
+            start = f"{group}/" if group else ""
+            return sorted(name for name in self._file[group or "/"] if wanted(self._array(start + name)))
+        except StoreError:
+            raise
         except FAULTS as error:
             raise StoreError(f"{self.path} is damaged: its arrays cannot be listed ({brief(error)})") from error
 
@@ -122,7 +131,11 @@ class HDF5Container(Container):
         return self._members(group, lambda value: isinstance(value, h5py.Group))
 
     def attributes(self, group: str = "") -> dict[str, Any]:  # noqa: D102
-        return {name: _plain(value) for name, value in self._file[group or "/"].attrs.items() if name != _PROPERTIES}
+        try:
+            attributes = self._file[group or "/"].attrs
+            return {name: _plain(value) for name, value in attributes.items() if name != _PROPERTIES}
+        except FAULTS as error:
+            raise StoreError(f"{self.path} is damaged: its attributes cannot be read ({brief(error)})") from error
 
     def info(self, name: str) -> ArrayInfo:  # noqa: D102
         try:
@@ -134,13 +147,20 @@ class HDF5Container(Container):
             hidden = ("DIMENSION_LIST", "REFERENCE_LIST", "CLASS", "NAME", "_Netcdf4Dimid", "_Netcdf4Coordinates")
             attributes = {key: _plain(value) for key, value in array.attrs.items() if key not in hidden}
             chunk = array.chunks[0] if array.chunks else 1
-            return ArrayInfo(tuple(array.shape), dtype, dims, attributes, chunk, chunk)
+            info = ArrayInfo(tuple(array.shape), dtype, dims, attributes, chunk, chunk)
+            self._check_memory(name, info, chunk)
+            return info
+        except StoreError:
+            raise
         except FAULTS as error:
             raise StoreError(f"{self.path} is damaged: {name} is no array ({brief(error)})") from error
 
     def _read(self, name: str, rows: slice) -> Array:
         array = self._array(name)
         return np.asarray(array.asstr()[rows] if array.dtype.kind == "O" else array[rows])
+
+    def _stored(self, name: str) -> int:
+        return int(self._array(name).id.get_storage_size())
 
     def create(  # noqa: D102
         self, name: str, shape: Sequence[int], dtype: np.dtype[Any], dims: Sequence[str], chunk: int, block: int,

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ambient_sci.datasets.containers import FAULTS, Array, ArrayInfo, Container, brief, fill_value
+from ambient_sci.datasets.guards import check_zarr
 from ambient_sci.datasets.shards import ShardReader
 from ambient_sci.errors import StoreError
 
@@ -47,6 +48,8 @@ class ZarrContainer(Container):
         self._shards: dict[str, ShardReader | None] = {}
         self._left: list[Path] = []
         self._outdated: list[Path] = []
+        if mode != "w":
+            check_zarr(path)
         try:
             if mode == "w":
                 self._group = zarr.open_group(str(path), mode="w", zarr_format=3)
@@ -126,7 +129,11 @@ class ZarrContainer(Container):
             dims = tuple(array.metadata.dimension_names or ())
             chunk = array.chunks[0] if array.chunks else 1
             block = array.shards[0] if array.shards else chunk
-            return ArrayInfo(tuple(array.shape), dtype, dims, dict(array.attrs), chunk, block)
+            info = ArrayInfo(tuple(array.shape), dtype, dims, dict(array.attrs), chunk, block)
+            self._check_memory(name, info, chunk)
+            return info
+        except StoreError:
+            raise
         except FAULTS as error:
             raise StoreError(f"{self.path} is damaged: {name} is no array ({brief(error)})") from error
 
@@ -146,6 +153,9 @@ class ZarrContainer(Container):
         except FAULTS:  # it may know places from before a writer replaced the file
             self._shards[name] = ShardReader(self.path / name, self._array(name))
             super()._fill(name, rows, out, places)
+
+    def _stored(self, name: str) -> int:
+        return sum(file.stat().st_size for file in (self.path / name / "c").rglob("*") if file.is_file())
 
     def create(  # noqa: D102
         self, name: str, shape: Sequence[int], dtype: np.dtype[Any], dims: Sequence[str], chunk: int, block: int,
