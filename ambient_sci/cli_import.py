@@ -59,12 +59,19 @@ def _command(name: str, importer: Callable[..., Any]) -> Any:
             if field.name not in own
         }
 
-    def run(paths: list[Path], store: Path, overwrite: bool, quiet: bool, **options: Any) -> None:
+    def run(paths: list[Path], store: Path, append: bool, overwrite: bool, quiet: bool, **options: Any) -> None:
         from ambient_sci.datasets import describe, import_files
 
         preparation = Preparation(**{key: options.pop(key) for key in preparing})
         made = import_files(
-            name, paths, store, preparation=preparation, overwrite=overwrite, progress=not quiet, **options
+            name,
+            paths,
+            store,
+            preparation=preparation,
+            append=append,
+            overwrite=overwrite,
+            progress=not quiet,
+            **options,
         )
         print(describe(made))
 
@@ -76,6 +83,7 @@ def _command(name: str, importer: Callable[..., Any]) -> Any:
         inspect.Parameter("store", positional, annotation=target),
         *own.values(),
         *preparing.values(),
+        _option("append", Annotated[bool, "add to the store that is there"], False),
         _option("overwrite", Annotated[bool, "replace what is already there"], False),
         _option("quiet", Annotated[bool, "no progress bars"], False),
     ]
