@@ -176,7 +176,7 @@ class ZarrContainer(Container):
             shape=(0, *shape),
             dtype=str if text else dtype,
             chunks=(chunk, *shape),
-            shards=None if block == chunk else (block, *shape),
+            shards=(block, *shape) if shape else None,
             compressors=[codec, Crc32cCodec()],
             fill_value="" if text else fill_value(dtype),
             dimension_names=list(dims),

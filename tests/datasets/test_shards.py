@@ -19,7 +19,7 @@ def write(path, length, row, dtype, chunk, block):
     container.create("a", row, np.dtype(dtype), ["scan", *"zyx"[: len(row)]], chunk, block, {})
     container.append("a", values[: length // 2])
     container.append("a", values[length // 2 :])
-    container.finish({})
+    container.commit({"": {}})
     return zarr.open_array(path / "a", mode="r")
 
 
