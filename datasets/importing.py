@@ -11,11 +11,12 @@ always in the same order. Options annotated ``Annotated[type, "what it is"]`` be
 ``ambient-sci import tomo``, the first paragraph of the docstring its help.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ambient_sci.datasets.prepare import Preparation, prepare
+from ambient_sci.datasets.prepare import Findings, Preparation, examine, summarise
 from ambient_sci.datasets.raw import RawScan, ReadyScan
 from ambient_sci.datasets.store import Store, open_store
 from ambient_sci.datasets.writer import StoreWriter
@@ -95,16 +96,19 @@ def import_scans(
     from tqdm.auto import tqdm
 
     preparation = preparation or Preparation()
-    how: dict[str, str] = {}
+    findings: list[Findings] = []
     with StoreWriter(path, provenance, overwrite) as writer:
         for number, scan in enumerate(tqdm(scans, desc="importing", unit=" scans", disable=not progress)):
-            if isinstance(scan, ReadyScan):
-                measurement = scan.measurement
-            else:
-                measurement = prepare(scan, preparation, f"scan {number}")
-                how = how or preparation.how(scan)
-            writer.append(measurement, coords={name: [value] for name, value in scan.coords.items()})
+            measurement, coords = (scan.measurement, scan.coords) if isinstance(scan, ReadyScan) else (None, {})
+            if measurement is None:
+                prepared = examine(scan, preparation, f"scan {number}")
+                measurement, coords = prepared.measurement, prepared.coords
+                if prepared.findings.doubt and not any(one.doubt for one in findings):
+                    warnings.warn(prepared.findings.doubt, stacklevel=2)
+                findings.append(prepared.findings)
+            writer.append(measurement, coords={name: [value] for name, value in coords.items()})
         if len(writer) == 0:
             raise DataError(f"there are no scans to import into {path}")
-        writer.provenance.update(how)
+        if findings:
+            writer.provenance.update(summarise(findings))
     return open_store(path)
