@@ -35,7 +35,7 @@ from ambient_sci.errors import DataError
 __all__ = ["SMALLEST", "eigenmaps", "estimate_maps", "soft_weight"]
 
 SMALLEST = 8
-"""Calibration samples along each axis that there must be, for the patches to be many."""
+"""Calibration samples along each axis that there must be, or all that the image has, for the patches to be many."""
 
 _SQUARINGS = 6
 _THRESHOLDS = (0.02, 0.005)  # without and with a noise level: what is above the noise are coils, down to small values
@@ -82,7 +82,7 @@ def estimate_maps(
     coils, *width = block.shape
     if coils == 1 and sets == 1:
         return np.ones((1, *shape), np.complex64)
-    if min(width) < SMALLEST:
+    if any(got < min(SMALLEST, size) for got, size in zip(width, shape, strict=True)):
         raise DataError(
             f"coil maps need a fully measured centre of at least {SMALLEST} samples along every axis, got "
             f"{min(width)}; give maps, or the width of the calibration block if it is known to be larger"
@@ -134,7 +134,8 @@ def eigenmaps(
     shape
         Spatial shape of the image, of one to three axes.
     kernel
-        Width of the patches along every axis; by default 6, and 5 in 3-D, where patches have many samples.
+        Width of the patches along every axis, along short ones half the block's; by default 6, and 5 in 3-D, where
+        patches have many samples.
     threshold
         Singular vectors count whose value is above this part of the largest.
     sets
@@ -151,20 +152,20 @@ def eigenmaps(
         ``(set, *shape)``, between 0 and 1, the largest set first.
     """
     coils = len(block)
-    kernel = kernel or (6 if block.ndim < 4 else 5)
-    table = _lags(_projection(block, kernel, threshold, noise_std), coils, block.ndim - 1)
+    wanted = kernel or (6 if block.ndim < 4 else 5)
+    kernels = [wanted if width >= SMALLEST else min(wanted, (width + 1) // 2) for width in block.shape[1:]]
+    table = _lags(_projection(block, kernels, threshold, noise_std), coils, kernels)
     parts = [_largest(matrices, sets) for matrices in _lines(table, shape)]
     vectors, values = (torch.cat(part) for part in zip(*parts, strict=True))
     return vectors.permute(2, 1, 0).reshape(sets, coils, *shape), values.mT.reshape(sets, *shape)
 
 
-def _projection(block: Tensor, kernel: int, threshold: float, noise_std: float) -> Tensor:
+def _projection(block: Tensor, kernels: Sequence[int], threshold: float, noise_std: float) -> Tensor:
     """Projection on the space of patches, ``(coil * K, coil * K)``."""
-    axes = range(1, block.ndim)
     patches = block
-    for axis in axes:
-        patches = patches.unfold(axis, kernel, 1)  # (coil, *position, *kernel)
-    patches = patches.movedim(0, block.ndim - 1).flatten(block.ndim - 1).flatten(0, block.ndim - 2)
+    for axis, kernel in enumerate(kernels):
+        patches = patches.unfold(1 + axis, kernel, 1)  # (coil, *position, *kernel)
+    patches = patches.movedim(0, len(kernels)).flatten(len(kernels)).flatten(0, len(kernels) - 1)
     # rows of the matrix are v^H, and patches are what the projection is on
     squares, vectors = torch.linalg.eigh(patches.mT @ patches.conj())
     count, length = patches.shape
@@ -175,17 +176,19 @@ def _projection(block: Tensor, kernel: int, threshold: float, noise_std: float) 
     return projection
 
 
-def _lags(projection: Tensor, coils: int, ndim: int) -> Tensor:
+def _lags(projection: Tensor, coils: int, kernels: Sequence[int]) -> Tensor:
     """Sum over pairs of places with the same difference, ``(coil, coil, *[2 kernel - 1])``."""
-    size = len(projection) // coils
-    kernel = round(size ** (1 / ndim))
-    place = torch.cartesian_prod(*[torch.arange(kernel)] * ndim).reshape(size, ndim)
-    lag = place[:, None] - place + kernel - 1
-    index = sum(lag[..., axis] * (2 * kernel - 1) ** (ndim - 1 - axis) for axis in range(ndim))
+    size, lags = math.prod(kernels), [2 * kernel - 1 for kernel in kernels]
+    index = torch.zeros(size, size, dtype=torch.long)
+    for place, kernel, count in zip(
+        torch.meshgrid(*map(torch.arange, kernels), indexing="ij"), kernels, lags, strict=True
+    ):
+        line = place.flatten()
+        index = index * count + line[:, None] - line + kernel - 1
     pairs = projection.reshape(coils, size, coils, size).transpose(1, 2).reshape(coils * coils, -1)
-    table = pairs.new_zeros(coils * coils, (2 * kernel - 1) ** ndim)
-    table.index_add_(1, torch.as_tensor(index).flatten(), pairs / size)
-    return table.reshape(coils, coils, *[2 * kernel - 1] * ndim)
+    table = pairs.new_zeros(coils * coils, math.prod(lags))
+    table.index_add_(1, index.flatten(), pairs / size)
+    return table.reshape(coils, coils, *lags)
 
 
 def _lines(table: Tensor, shape: Sequence[int]) -> Iterator[Tensor]:

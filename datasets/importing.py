@@ -99,8 +99,9 @@ def import_scans(
     findings: list[Findings] = []
     with StoreWriter(path, provenance, overwrite) as writer:
         for number, scan in enumerate(tqdm(scans, desc="importing", unit=" scans", disable=not progress)):
-            measurement, coords = (scan.measurement, scan.coords) if isinstance(scan, ReadyScan) else (None, {})
-            if measurement is None:
+            if isinstance(scan, ReadyScan):
+                measurement, coords = scan.measurement, scan.coords
+            else:
                 prepared = examine(scan, preparation, f"scan {number}")
                 measurement, coords = prepared.measurement, prepared.coords
                 if prepared.findings.doubt and not any(one.doubt for one in findings):

@@ -117,7 +117,7 @@ def whitening(noise: Samples) -> tuple[NDArray[np.complex128], NoiseLevel]:
     mean = float(np.exp(np.log(factor.diagonal().real).mean()))
     value = mean * math.sqrt(count / (count - coils))
     level = NoiseLevel(value, value / (2 * math.sqrt(coils * count)), "noise scan")
-    return mean * np.linalg.inv(factor), level
+    return np.asarray(mean * np.linalg.inv(factor), np.complex128), level
 
 
 def estimate_noise(kspace: Samples, measured: NDArray[np.bool_]) -> NoiseLevel:

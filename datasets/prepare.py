@@ -322,13 +322,16 @@ def _on_grid(
     wanted = preparation.calibration if preparation.calibration is not None else scan.calibration_width
     if wanted is not None and not 0 <= wanted <= width:
         raise DataError(f"calibration is {wanted}, but {name} is fully measured only in the central {width}")
-    width = min(width if wanted is None else wanted, *kept)
     y, measured = centre(y, kept), centre(measured, kept)
+    mask = _compact(measured)
+    width = min([width if wanted is None else wanted, *(size for size in mask.shape[2:] if size > 1)])
     maps = _known_maps(scan, preparation, kept, mixing, len(y), name)
     if maps is None:
-        across = min(width, _WIDEST[len(kept)])
-        maps = _espirit(centre(y, [across] * len(kept)), kept, preparation, noise.value)
-    return y, Sense(_compact(measured), torch.from_numpy(maps)[None], width)
+        # axes along which sampling does not vary are measured in full
+        across = [size if along == 1 else width for size, along in zip(kept, mask.shape[2:], strict=True)]
+        block = centre(y, [min(most, _WIDEST[len(kept)]) for most in across])
+        maps = _espirit(block, kept, preparation, noise.value)
+    return y, Sense(mask, torch.from_numpy(maps)[None], width)
 
 
 def _off_grid(

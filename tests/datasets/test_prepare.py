@@ -221,6 +221,15 @@ def test_volumes():
     assert got.measurement.operator.mask.shape == (1, 1, 1, 1, 24)
 
 
+def test_thin_slabs():
+    """Along an axis that is shorter than a calibration block, all that there is has to do."""
+    shape = (5, 40, 44)
+    got = examine(cartesian_scan(shape=shape, coils=4), Preparation())
+    _, maps, inside, _ = phantom(shape, 4)
+    assert agreement(got.measurement.operator.maps[0].numpy(), maps.numpy())[inside].min() > 0.99
+    assert not got.findings.doubt
+
+
 def test_two_sets_and_soft_maps():
     scan = cartesian_scan()
     two = prepare(scan, Preparation(sets=2, check=False))
@@ -332,6 +341,23 @@ def test_smaller_matrix_of_spokes():
     assert got.findings.chi2 < 1.5
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"trajectory": np.zeros((100, 2))}, r"\(sample, axis\), .* got \(100, 2\) for \(5, 4800\)"),
+        ({"trajectory": np.full((4800, 2), np.nan)}, "a trajectory must be finite"),
+        ({"shape": (48, 44, 3)}, "a trajectory must be finite"),
+        ({"shape": None}, "must be given together"),
+        ({"readout": 97}, "readout must divide the 4800 samples, got 97"),
+        ({"weights": np.ones(3)}, r"weights must be \(4800,\), 0 or more, got \(3,\)"),
+        ({"mask": np.ones(4800, bool)}, "a mask is for k-space on the grid"),
+    ],
+)
+def test_trajectories_that_cannot_be(fields, message):
+    with pytest.raises(DataError, match=message):
+        dataclasses.replace(off_grid_scan("radial"), **fields)
+
+
 def test_too_few_spokes():
     scan = off_grid_scan("radial")
     few = dataclasses.replace(scan, kspace=scan.kspace[:, : 5 * 96], trajectory=scan.trajectory[: 5 * 96])
@@ -375,9 +401,9 @@ def test_no_false_alarms():
         level = 10 ** rng.uniform(-2.3, -0.7)
         accelerate = bool(seed % 3)
         scan = (
-            cartesian_scan(seed, level, coils=int(rng.integers(1, 9)), accelerate=accelerate)
+            cartesian_scan(seed, level, None, (40, 36), int(rng.integers(1, 9)), accelerate)
             if seed % 5
-            else off_grid_scan(("radial", "spiral")[seed % 2], seed, level)
+            else off_grid_scan(("radial", "spiral")[seed % 2], seed, level, (40, 36))
         )
         for given in (level,) if seed % 4 else (level, None):
             findings = examine(scan, Preparation(noise_std=given)).findings
