@@ -13,6 +13,7 @@ rather than given, and what was found, is said for the store's provenance.
 
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,8 +80,8 @@ class Preparation:
     def __post_init__(self) -> None:
         if self.noise_std is not None and not (np.isfinite(self.noise_std) and self.noise_std >= 0):
             raise ConfigError(f"noise_std must be finite and not negative, got {self.noise_std}")
-        if not 0 < self.crop < 1:
-            raise ConfigError(f"crop must be between 0 and 1, got {self.crop}")
+        if not 0 <= self.crop < 1:
+            raise ConfigError(f"crop must be at least 0 and below 1, got {self.crop}")
         if self.coils is not None and self.coils < 1:
             raise ConfigError(f"coils must be at least 1, got {self.coils}")
         if self.sets < 1:
@@ -187,6 +188,8 @@ def prepare(scan: RawScan, preparation: Preparation, name: str = "this scan") ->
     ------
     DataError
         If values are not finite, arrays do not fit, or there is too little to estimate from.
+    ConfigError
+        If the matrix is larger than what was measured.
 
     Warns
     -----
@@ -205,20 +208,18 @@ def examine(scan: RawScan, preparation: Preparation, name: str = "this scan") ->
     measured = _measured(scan, name)
     y = np.where(measured, scan.kspace, 0)
     given = preparation.noise_std if preparation.noise_std is not None else scan.noise_std
-    mixing, level = None, None
+    mixing, level = None, None if given is None else NoiseLevel(float(given), 0.0, "given")
     if scan.noise is not None:
         if len(scan.noise) != len(y):
             raise DataError(f"noise of {name} has {len(scan.noise)} coils, its k-space {len(y)}")
-        mixing, level = whitening(scan.noise)
-        y = _mix(mixing, y)
-    estimate = None
-    if (given is None and level is None) or preparation.check:
-        # of all samples, not of a central part: near the centre there is signal in every one
-        estimate = _estimate(scan, y, measured, required=given is None and level is None)
-    if given is not None:
-        level = NoiseLevel(float(given), 0.0, "given")
-    noise = level or estimate
-    assert noise is not None
+        mixing, found = whitening(scan.noise)
+        y, level = _mix(mixing, y), level or found
+    others: list[NoiseLevel] = []  # of all samples, not of a central part: near the centre there is signal in every one
+    if level is None:
+        level = _estimate(scan, y, measured)
+    elif preparation.check:
+        with suppress(DataError):  # too few samples contradict nothing
+            others.append(_estimate(scan, y, measured))
     energy = 1.0
     if preparation.coils is not None and preparation.coils < len(y):
         combined, energy = compression(y.reshape(len(y), -1), preparation.coils)
@@ -229,14 +230,14 @@ def examine(scan: RawScan, preparation: Preparation, name: str = "this scan") ->
     if len(kept) != len(shape) or not all(0 < k <= n for k, n in zip(kept, shape, strict=True)):
         raise ConfigError(f"matrix must be between 1 and what was measured, {shape}, got {kept}")
     if on_grid:
-        y, operator = _on_grid(scan, preparation, y, measured, kept, mixing, noise, name)
+        y, operator = _on_grid(scan, preparation, y, measured, kept, mixing, level, name)
     else:
-        y, operator = _off_grid(scan, preparation, y, kept, mixing, noise, name)
-    unscaled = Measurement(torch.from_numpy(y.astype(np.complex64))[None], operator, noise.value)
-    measurement = Measurement(unscaled.y, operator, noise.value, scale=estimate_scale(unscaled))
+        y, operator = _off_grid(scan, preparation, y, kept, mixing, level, name)
+    unscaled = Measurement(torch.from_numpy(y.astype(np.complex64))[None], operator, level.value)
+    measurement = Measurement(unscaled.y, operator, level.value, scale=estimate_scale(unscaled))
     residual = residual_noise(measurement) if preparation.check else None
-    doubt = _doubt(name, noise, [level for level in (estimate, residual) if level is not None and level is not noise])
-    findings = Findings(preparation.how(scan), noise, residual, energy, doubt)
+    doubt = _doubt(name, level, others if residual is None else [*others, residual])
+    findings = Findings(preparation.how(scan), level, residual, energy, doubt)
     return Prepared(measurement, _coarser(scan.coords, shape, kept), findings)
 
 
@@ -288,15 +289,10 @@ def _measured(scan: RawScan, name: str) -> NDArray[np.bool_]:
     return measured
 
 
-def _estimate(scan: RawScan, y: Array, measured: NDArray[np.bool_], required: bool) -> NoiseLevel | None:
-    try:
-        if scan.trajectory is None:
-            return estimate_noise(y, measured)
-        return outer_noise(y, np.linalg.norm(scan.trajectory, axis=1))
-    except DataError:
-        if required:
-            raise
-        return None
+def _estimate(scan: RawScan, y: Array, measured: NDArray[np.bool_]) -> NoiseLevel:
+    if scan.trajectory is None:
+        return estimate_noise(y, measured)
+    return outer_noise(y, np.linalg.norm(scan.trajectory, axis=1))
 
 
 def _doubt(name: str, noise: NoiseLevel, others: Sequence[NoiseLevel]) -> str:
@@ -349,8 +345,12 @@ def _off_grid(
         wanted = preparation.calibration if preparation.calibration is not None else scan.calibration_width
         width = min(_WIDEST[len(shape)], *kept)
         width = nyquist_width(trajectory, shape, width) if wanted is None else min(wanted, width)
-        block = gridded_centre(y, trajectory, shape, width, scan.weights) if width > 0 else y[:, :0]
-        maps = _espirit(block, kept, preparation, noise.value)
+        empty = np.zeros((len(y), *[0] * len(shape)), np.complex64)
+        block = gridded_centre(y, trajectory, shape, width, scan.weights) if width > 0 else empty
+        # several samples for a cell of the grid average the noise
+        samples = (np.abs(trajectory) * np.asarray(shape) <= np.pi * width).all(1).sum()
+        averaged = noise.value * np.sqrt(min(1, width ** len(shape) / max(samples, 1)))
+        maps = _espirit(block, kept, preparation, float(averaged))
     inside = np.ones(len(trajectory), np.float32)
     readout = scan.readout
     if kept != shape:

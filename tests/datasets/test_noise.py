@@ -3,6 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ambient_sci.datasets.coils import coil_maps
 from ambient_sci.datasets.noise import (
@@ -54,6 +56,19 @@ def test_level_of_a_short_noise_scan_is_right_on_average():
     assert abs(np.mean(ratios) * count / (count - coils) - 1) > 8 * spread
     # and its standard error is what it scatters by
     assert np.std(np.sqrt(ratios)) == pytest.approx(level.error / level.value, rel=0.25)
+
+
+@given(st.integers(1, 6), st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_whitened_coils_do_not_depend_on_how_they_were_mixed(coils, seed):
+    """Inner products of whitened samples are the same for any invertible combinations of the coils, but for units."""
+    rng = np.random.default_rng(seed)
+    samples, y, root = noise(rng, coils, 200), noise(rng, coils, 5), mixing(rng, coils)
+    plain, mixed = (whitening(matrix @ samples) for matrix in (np.eye(coils), root))
+    unit = mixed[1].value / plain[1].value
+    assert unit == pytest.approx(abs(np.linalg.det(root)) ** (1 / coils))
+    one, other = plain[0] @ y, mixed[0] @ root @ y
+    np.testing.assert_allclose(other.conj().T @ other, unit**2 * one.conj().T @ one, rtol=1e-6, atol=1e-9)
 
 
 def test_whitening_scales_with_the_noise():
