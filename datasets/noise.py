@@ -19,8 +19,14 @@ deviation
 which is unbiased for normal noise about zero, does not see a few large values, and has a standard error of
 :math:`1.17\, \sigma / \sqrt{n}` for :math:`n` numbers. Such samples are the outermost ones of k-space; and, where
 whole axes are fully measured, the rim of the field of view along them. What signal there is makes the estimate too
-large, so that the smallest one counts. Signal fades outwards; by how much the level still falls from the inner to the
-outer half is taken as a part of the standard error.
+large, so that the smaller one counts, and how much it may be is a part of the standard error. In k-space, images with
+edges have a power of :math:`a\, k^{-(d + 1)}` in :math:`d` dimensions, so that from the powers :math:`P_1 > P_2` at two
+distances
+
+.. math:: P_i = \sigma^2 + a\, k_i^{-(d + 1)} \quad\Rightarrow\quad
+          P_2 - \sigma^2 = \frac{P_1 - P_2}{(k_2 / k_1)^{d + 1} - 1},
+
+and smoother images have less. In the rim it is what the inner half of it has more than the outer one.
 
 **Residual.** A fit of the image, :math:`\hat x = (A^H A + \delta^2)^{-1} A^H y`, leaves of the noise what it leaves of
 any noise, so that with white noise :math:`e` of unit level
@@ -54,10 +60,8 @@ _MAD = 0.6744897501960817  # median of |N(0, 1)|
 _MAD_ERROR = 1.1664  # standard error of that estimate of a standard deviation of one, for one number
 _FEWEST = 50  # complex samples
 _PER_COIL = 10  # noise samples: eigenvalues of the estimated covariance are then within a factor of about two
-_RIM, _EDGE = (
-    0.1,
-    1 / 32,
-)  # parts of the field of view: taken as empty, and left out where a receiver's filter falls off
+_PART = 0.1  # of k-space or the field of view: the outermost
+_EDGE = 1 / 32  # of the field of view: left out, where a receiver's filter falls off
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ def estimate_noise(kspace: Samples, measured: NDArray[np.bool_]) -> NoiseLevel:
     Returns
     -------
     NoiseLevel
-        The smaller one of what the outermost tenth of k-space and, along axes that are fully measured, the rim of the
+        The smaller one of what the outermost samples of k-space and, along axes that are fully measured, the rim of the
         field of view say. Exact zeros do not count: they were not measured.
 
     Raises
@@ -142,54 +146,69 @@ def estimate_noise(kspace: Samples, measured: NDArray[np.bool_]) -> NoiseLevel:
         If there are fewer than fifty samples to estimate from.
     """
     every = tuple(range(measured.ndim))
-    found = [outer_noise(kspace[:, measured], _distance(measured.shape, every)[measured])]
+    found = [outer_noise(kspace[:, measured], _distance(measured.shape, every)[measured], measured.ndim)]
     full = tuple(axis for axis in every if measured.shape[axis] > 1 and (measured == measured.take([0], axis)).all())
     if full and (kspace[:, measured] != 0).all():
-        seen = torch.from_numpy(np.where(measured, kspace, 0)).movedim(
-            [1 + axis for axis in full], list(range(-len(full), 0))
-        )
-        image = centred_ifft(seen, len(full)).movedim(list(range(-len(full), 0)), [1 + axis for axis in full]).numpy()
-        place = np.stack([np.broadcast_to(_distance(measured.shape, (axis,)), measured.shape) for axis in full])
-        inside = measured & (place.max(0) <= 1 - 2 * _EDGE)
-        if image[:, inside].shape[1] * _RIM >= _FEWEST:
-            rim = outer_noise(
-                image[:, inside], np.broadcast_to(_distance(measured.shape, full), measured.shape)[inside]
-            )
-            found.append(NoiseLevel(rim.value, rim.error, "rim of the field of view"))
+        last, own = list(range(-len(full), 0)), [1 + axis for axis in full]
+        seen = torch.from_numpy(np.where(measured, kspace, 0)).movedim(own, last)
+        image = centred_ifft(seen, len(full)).movedim(last, own).numpy()
+        shape = measured.shape
+        inside = measured & np.all([_distance(shape, (axis,)) <= 1 - 2 * _EDGE for axis in full], axis=0)
+        if inside.sum() * _PART >= _FEWEST:
+            found.append(_rim_noise(image[:, inside], _distance(shape, full)[inside]))
     return min(found, key=lambda level: level.value)
 
 
-def outer_noise(samples: Samples, distance: NDArray[np.floating[Any]], part: float = _RIM) -> NoiseLevel:
-    """Noise level of the outermost samples.
+def outer_noise(samples: Samples, distance: NDArray[np.floating[Any]], axes: int) -> NoiseLevel:
+    """Noise level of the outermost twentieth of k-space, on the grid or off it.
 
     Parameters
     ----------
     samples
         ``(coil, n)``; exact zeros do not count.
     distance
-        Of each from the centre, ``(n,)``.
-    part
-        Which part of them to use, half of it to see whether the level still falls.
+        Of each from the centre, ``(n,)``, in any unit.
+    axes
+        Number of axes of the image, by which its spectrum falls off.
 
     Returns
     -------
     NoiseLevel
-        Of the outer half of that part.
+        Its error allows for the signal that the spectrum farther inside makes likely.
     """
-    border, middle = np.quantile(distance, [1 - part, 1 - part / 2])
-    outer, count = _deviation(samples[:, distance >= middle])
-    inner, _ = _deviation(samples[:, (distance >= border) & (distance < middle)])
-    error = _MAD_ERROR * outer / math.sqrt(count)
-    falling = max(inner - outer - 2 * math.sqrt(2) * error, 0.0)
-    return NoiseLevel(outer, math.hypot(error, 1.5 * falling), "outermost samples")
+    near, far, edge = np.quantile(distance, [1 - 5 * _PART, 1 - 3 * _PART, 1 - _PART / 2])
+    inner, outer = (distance >= near) & (distance <= far), distance >= edge
+    power, error = _power(samples[:, outer])
+    more, inner_error = _power(samples[:, inner])
+    ratio = float(np.median(distance[outer]) / max(np.median(distance[inner]), 1e-9))
+    excess = max(more - power + math.hypot(error, inner_error), 0.0)  # a standard error more than it looks like
+    signal = excess / (ratio ** (axes + 1) - 1) if ratio > 1 + 1e-6 else 0.0
+    return _level(power, error, min(signal, power), "outermost samples")
 
 
-def _deviation(samples: Samples) -> tuple[float, int]:
+def _rim_noise(samples: Samples, distance: NDArray[np.floating[Any]]) -> NoiseLevel:
+    """Noise level of the rim of the field of view, the outer half of which is farther from what is in it."""
+    near, far = np.quantile(distance, [1 - _PART, 1 - _PART / 2])
+    power, error = _power(samples[:, distance >= far])
+    more, inner_error = _power(samples[:, (distance >= near) & (distance < far)])
+    excess = max(more - power - 2 * math.hypot(error, inner_error), 0.0)
+    return _level(power, error, min(excess, power), "rim of the field of view")
+
+
+def _level(power: float, error: float, signal: float, source: str) -> NoiseLevel:
+    value = math.sqrt(power)
+    statistical = error / (2 * value) if value > 0 else 0.0
+    return NoiseLevel(value, math.hypot(statistical, value - math.sqrt(power - signal)), source)
+
+
+def _power(samples: Samples) -> tuple[float, float]:
+    """Square of the median absolute deviation, as that of normal noise, and its standard error."""
     values = samples[samples != 0]
-    if 2 * values.size < _FEWEST:
+    if values.size < _FEWEST // 2:
         raise DataError(f"only {values.size} samples to estimate the noise from; give noise_std")
     numbers = np.abs(np.concatenate([values.real, values.imag]))
-    return float(np.median(numbers)) / _MAD, numbers.size
+    power = (float(np.median(numbers)) / _MAD) ** 2
+    return power, 2 * _MAD_ERROR * power / math.sqrt(numbers.size)
 
 
 def _distance(shape: tuple[int, ...], axes: tuple[int, ...]) -> NDArray[np.float64]:

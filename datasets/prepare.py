@@ -292,16 +292,16 @@ def _measured(scan: RawScan, name: str) -> NDArray[np.bool_]:
 def _estimate(scan: RawScan, y: Array, measured: NDArray[np.bool_]) -> NoiseLevel:
     if scan.trajectory is None:
         return estimate_noise(y, measured)
-    return outer_noise(y, np.linalg.norm(scan.trajectory, axis=1))
+    return outer_noise(y, np.linalg.norm(scan.trajectory, axis=1), scan.trajectory.shape[1])
 
 
 def _doubt(name: str, noise: NoiseLevel, others: Sequence[NoiseLevel]) -> str:
     """Say what contradicts a noise level."""
-    # signal that is left, and maps that do not fit, only ever add to a level
-    least = min(others, key=lambda level: level.value, default=None)
-    if least is None or not disagree(noise, least):
+    contrary = [other for other in others if disagree(noise, other)]
+    if not contrary:
         return ""
-    return f"noise_std of {name} is {noise}, but its samples have {least}"
+    # signal that is left, and maps that do not fit, only ever add to a level
+    return f"noise_std of {name} is {noise}, but its samples have {min(contrary, key=lambda other: other.value)}"
 
 
 def _on_grid(

@@ -130,10 +130,27 @@ def test_stated_uncertainty_covers_the_truth(level, sampling):
 
 def test_median_error_is_that_of_normal_noise():
     rng = np.random.default_rng(4)
-    found = [outer_noise(noise(rng, 2, 2000), np.arange(2000), part=1) for _ in range(400)]
+    found = [outer_noise(noise(rng, 20, 4000), np.arange(4000), 2) for _ in range(200)]  # of 20 x 200 samples
     values, errors = np.array([one.value for one in found]), np.array([one.error for one in found])
-    assert values.mean() == pytest.approx(1, abs=0.004)
-    assert errors.mean() == pytest.approx(values.std(), rel=0.15)
+    assert values.mean() == pytest.approx(1, abs=0.006)
+    assert values.std() == pytest.approx(1.166 / math.sqrt(8000), rel=0.15)
+    assert values.std() < np.median(errors) < 2 * values.std()  # with an allowance for signal
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+@pytest.mark.parametrize("left", [0.1, 0.3, 1, 3])
+def test_uncertainty_allows_for_signal_that_is_left(axes, left):
+    """Spectra that fall off like those of edges, with a power at the border of so many times that of the noise."""
+    rng = np.random.default_rng(6)
+    radius = rng.uniform(size=8000) ** (1 / axes)
+    covered, values = 0, []
+    for _ in range(40):
+        samples = math.sqrt(left) * radius ** (-(axes + 1) / 2) * noise(rng, 4, 8000) + noise(rng, 4, 8000)
+        found = outer_noise(samples, radius, axes)
+        covered += abs(found.value - 1) <= 2 * found.error
+        values.append(found.value)
+    assert covered >= 36
+    assert np.mean(values) == pytest.approx(math.sqrt(1 + left), rel=0.1)  # there is signal left
 
 
 def test_noise_ignores_zeros_spikes_and_signal_inside():

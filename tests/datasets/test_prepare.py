@@ -385,7 +385,7 @@ def test_wrong_noise_levels_are_noticed(kind, factor):
         "lines": cartesian_scan,
         "noise scan": lambda: whitened_scan()[0],
         "radial": lambda: off_grid_scan("radial"),
-        "one coil": lambda: cartesian_scan(coils=1),
+        "one coil": lambda: cartesian_scan(coils=1, shape=(96, 88)),
     }[kind]()
     preparation = Preparation(noise_std=factor * NOISE)
     with pytest.warns(UserWarning, match=rf"noise_std of scan 7 is {factor * NOISE:.3g} \(given\), but .* have 0\.0"):
