@@ -321,7 +321,7 @@ def _on_grid(
     y, measured = centre(y, kept), centre(measured, kept)
     mask = _compact(measured)
     width = min([width if wanted is None else wanted, *(size for size in mask.shape[2:] if size > 1)])
-    maps = _known_maps(scan, preparation, kept, mixing, len(y), name)
+    maps = _known_maps(scan, preparation, kept, mixing, name)
     if maps is None:
         # axes along which sampling does not vary are measured in full
         across = [size if along == 1 else width for size, along in zip(kept, mask.shape[2:], strict=True)]
@@ -340,7 +340,7 @@ def _off_grid(
     name: str,
 ) -> tuple[Array, LinearOperator]:
     trajectory, shape = np.asarray(scan.trajectory), tuple(scan.shape or ())
-    maps = _known_maps(scan, preparation, kept, mixing, len(y), name)
+    maps = _known_maps(scan, preparation, kept, mixing, name)
     if maps is None:
         wanted = preparation.calibration if preparation.calibration is not None else scan.calibration_width
         width = min(_WIDEST[len(shape)], *kept)
@@ -372,7 +372,7 @@ def _espirit(block: Array, shape: tuple[int, ...], preparation: Preparation, noi
 
 
 def _known_maps(
-    scan: RawScan, preparation: Preparation, shape: tuple[int, ...], mixing: Array | None, coils: int, name: str
+    scan: RawScan, preparation: Preparation, shape: tuple[int, ...], mixing: Array | None, name: str
 ) -> NDArray[np.complex64] | None:
     """Look for maps that are given, or come from a calibration scan, for the coils that there are now."""
     own = (len(scan.kspace), *shape)
