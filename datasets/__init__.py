@@ -15,7 +15,8 @@ from ambient_sci.datasets.loader import batches
 from ambient_sci.datasets.prepare import Preparation
 from ambient_sci.datasets.raw import RawScan, ReadyScan
 from ambient_sci.datasets.readers import read_images
-from ambient_sci.datasets.simulate import estimate_scale, simulate
+from ambient_sci.datasets.scale import estimate_scale
+from ambient_sci.datasets.simulate import simulate
 from ambient_sci.datasets.store import Store, open_store
 from ambient_sci.datasets.writer import StoreWriter
 

@@ -1,31 +1,47 @@
-r"""What has to be known of measured k-space before it can be used: mask, calibration block, coil maps, noise.
+r"""What measured k-space says of itself: where it was measured, its fully measured centre, its principal coils.
 
-All of it is found in the samples themselves. Coil sensitivity maps by ESPIRiT (Uecker et al. 2014, Magn. Reson. Med.
-71:990) from the fully sampled centre alone, as eigenvectors of eigenvalue one, normalised to
+**Centre off the grid.** ESPIRiT (`ambient_sci.datasets.espirit`) wants a block of k-space on the grid. Samples are
+dense enough for one as far out as every point of the grid has a sample no farther away than any place has a point of
+the grid, :math:`\sqrt d / 2` cells of :math:`2 \pi / N`, whatever the trajectory. The block is that of the image with
+as few pixels which explains the samples of the centre best, by least squares.
 
-.. math:: \sum_c |S_c|^2 = 1 \text{ where there is an image, } 0 \text{ elsewhere.}
+**Coil compression.** The :math:`V` principal components of the coils, orthonormal combinations that keep the most
+energy of what was measured (Buehrer et al. 2007, Magn. Reson. Med. 57:1131; Huang et al. 2008, Magn. Reson. Imaging
+26:133),
 
-The noise level from the outermost samples, where an image has next to no energy left, by the median absolute deviation,
+.. math:: y' = U^H y, \qquad Y Y^H = U \Lambda U^H .
 
-.. math:: \hat\sigma = \mathrm{median}\bigl(|\mathrm{Re}\, y|, |\mathrm{Im}\, y|\bigr) / 0.6745
-
-which is unbiased for normal noise about zero and does not see a few large values. K-space is ``(coil, y, x)``, centred.
+White noise stays white.
 """
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from scipy.spatial import KDTree
 
-from ambient_sci.errors import DataError
+from ambient_sci.operators import Nufft, conjugate_gradient
+from ambient_sci.operators.fourier import centred_fft
 
-__all__ = ["calibration_width", "estimate_maps", "estimate_noise", "sampled"]
+__all__ = ["calibration_width", "centre", "compression", "gridded_centre", "nyquist_width", "sampled"]
 
-_MAD = 0.6744897501960817  # median of |N(0, 1)|
-_SMALLEST = 8  # calibration samples along each axis that ESPIRiT needs with its kernels of 6
+Samples = NDArray[np.complexfloating[Any]]
+_MARGIN = 8  # cells beyond the block that are solved for along with it, since samples do not end at its border
 
 
-def sampled(kspace: NDArray[np.complexfloating]) -> NDArray[np.bool_]:
+def sampled(kspace: Samples) -> NDArray[np.bool_]:
     """Where any coil has a sample that is not exactly zero, ``(coil, *spatial) -> spatial``."""
     return np.asarray((kspace != 0).any(0))
+
+
+def centre(array: NDArray[Any], size: Sequence[int]) -> NDArray[Any]:
+    """Block in the middle of the last axes; the sample of frequency zero stays in the middle."""
+    starts = [length // 2 - kept // 2 for kept, length in zip(size, array.shape[-len(size) :], strict=True)]
+    block: tuple[Any, ...] = tuple(slice(start, start + kept) for start, kept in zip(starts, size, strict=True))
+    return np.asarray(array[(..., *block)])
 
 
 def calibration_width(mask: NDArray[np.bool_]) -> int:
@@ -36,100 +52,101 @@ def calibration_width(mask: NDArray[np.bool_]) -> int:
     varying = [axis for axis in range(mask.ndim) if (mask != mask.take([0], axis)).any()]
     most = min(mask.shape[axis] for axis in varying or range(mask.ndim))
     width = 0
-    while width < most and mask[_centre(mask.shape, width + 1)].all():
+    while width < most and centre(mask, [min(width + 1, size) for size in mask.shape]).all():
         width += 1
     return width
 
 
-def _centre(shape: tuple[int, ...], width: int) -> tuple[slice, ...]:
-    """Block of ``width`` about the centre ``size // 2``, cut off at the edges."""
-    starts = [size // 2 - width // 2 for size in shape]
-    return tuple(slice(max(0, start), start + width) for start in starts)
+def nyquist_width(trajectory: NDArray[np.floating[Any]], shape: Sequence[int], most: int) -> int:
+    """Width of the largest centred block of k-space in which samples are as dense as the grid.
+
+    Parameters
+    ----------
+    trajectory
+        Radians per pixel, ``(sample, axis)``.
+    shape
+        Spatial shape of the image.
+    most
+        Where to stop looking.
+
+    Returns
+    -------
+    int
+        In cells of the image's grid, along every axis.
+    """
+    most = min(most, *shape)
+    places = np.stack(np.meshgrid(*[np.arange(most) - most // 2] * len(shape), indexing="ij"), -1).reshape(
+        -1, len(shape)
+    )
+    apart = KDTree(trajectory * np.asarray(shape) / (2 * np.pi)).query(places)[0]
+    empty = places[apart > math.sqrt(len(shape)) / 2 * (1 + 1e-3)]
+    # the narrowest block that a place is in
+    return int(np.where(empty < 0, -2 * empty, 2 * empty + 1).max(1).min()) - 1 if len(empty) else most
 
 
-def estimate_maps(kspace: NDArray[np.complexfloating], calibration: int, crop: float = 0.95) -> NDArray[np.complex64]:
-    """Coil sensitivity maps by ESPIRiT.
+def gridded_centre(
+    kspace: Samples,
+    trajectory: NDArray[np.floating[Any]],
+    shape: Sequence[int],
+    width: int,
+    weights: NDArray[np.floating[Any]] | None = None,
+    iterations: int = 30,
+) -> NDArray[np.complex64]:
+    """Centre of k-space on the grid, from samples off it.
 
     Parameters
     ----------
     kspace
-        ``(coil, *spatial)``.
-    calibration
-        Width of the fully measured centre block.
-    crop
-        Pixels whose eigenvalue is below this are taken to be outside the image; their maps are zero.
+        ``(coil, sample)``.
+    trajectory
+        Radians per pixel, ``(sample, axis)``.
+    shape
+        Spatial shape of the image.
+    width
+        Of the block along every axis.
+    weights
+        Density compensation, ``(sample,)``, with which fewer iterations are needed.
+    iterations
+        Of conjugate gradients.
 
     Returns
     -------
     ndarray
-        ``(coil, *spatial)``, complex64, of unit root sum of squares or zero. Their phase is relative to the combination
-        of coils that holds most of the calibration block's energy, which unlike a single coil has signal everywhere.
-
-    Raises
-    ------
-    DataError
-        If the block is too small, or no pixel has an eigenvalue above ``crop``.
+        Calibration block, ``(coil, *[width])``, of the normalisation of k-space on a grid of ``shape``.
     """
-    from sigpy.mri.app import EspiritCalib
-
-    width = min(calibration, *kspace.shape[1:])
-    if width < _SMALLEST:
-        raise DataError(
-            f"coil maps need a fully measured centre of at least {_SMALLEST} samples along every axis, got {width}; "
-            f"give maps, or the width of the calibration block if it is known to be larger"
-        )
-    if len(kspace) == 1:
-        return np.ones(kspace.shape, np.complex64)
-    peak = float(np.abs(kspace).max())
-    with np.errstate(divide="ignore", invalid="ignore"):
-        maps = EspiritCalib((kspace / peak).astype(np.complex64), calib_width=width, crop=crop, show_pbar=False).run()
-    maps = np.nan_to_num(np.asarray(maps), nan=0.0)
-    norm = np.sqrt((np.abs(maps) ** 2).sum(0, keepdims=True))
-    if not norm.any():
-        raise DataError(
-            "ESPIRiT found no coil maps in the calibration block: its samples are inconsistent or all noise"
-        )
-    inside = norm > 0.5
-    common = (_principal_coil(kspace, width).conj() @ maps.reshape(len(maps), -1)).reshape(maps.shape[1:])
-    turned = maps * np.exp(-1j * np.angle(common))
-    return np.asarray(np.where(inside, turned / np.where(inside, norm, 1), 0), dtype=np.complex64)
+    size = [min(width + _MARGIN, full) for full in shape]
+    stretched = trajectory * (np.asarray(shape) / np.asarray(size))
+    near = (np.abs(stretched) <= np.pi).all(1)
+    root = np.ones(int(near.sum())) if weights is None else np.sqrt(weights[near] / weights[near].max())
+    A = Nufft(
+        torch.from_numpy(stretched[near].astype(np.float32))[None],
+        size,
+        None,
+        torch.from_numpy(root.astype(np.float32))[None],
+    )
+    y = torch.from_numpy((root * kspace[:, near]).astype(np.complex64))[None]
+    image = conjugate_gradient(A.gram, A.adjoint(y), iterations=iterations)[0]
+    block: NDArray[np.complex64] = centre(centred_fft(image, len(size)).numpy(), [width] * len(size))
+    return block
 
 
-def _principal_coil(kspace: NDArray[np.complexfloating], width: int) -> NDArray[np.complexfloating]:
-    block = _centre(kspace.shape[1:], width)
-    samples = kspace[(slice(None), *block)].reshape(len(kspace), -1)
-    return np.asarray(np.linalg.svd(samples, full_matrices=False)[0][:, 0])
-
-
-def estimate_noise(kspace: NDArray[np.complexfloating], mask: NDArray[np.bool_], part: float = 0.1) -> float:
-    r"""Noise level of k-space, per real component.
+def compression(samples: Samples, coils: int) -> tuple[NDArray[np.complex128], float]:
+    """Combine coils to fewer.
 
     Parameters
     ----------
-    kspace
-        ``(coil, *spatial)``.
-    mask
-        Where it was measured, ``spatial``.
-    part
-        Which part of the measured samples to use, the outermost, counted by their distance from the centre relative to
-        the size of each axis.
+    samples
+        Measured samples, ``(coil, n)``.
+    coils
+        Number of virtual coils, at most that of coils.
 
     Returns
     -------
-    float
-        :math:`\hat\sigma`, over all coils. Exact zeros do not count: they were not measured. Signal that is left at
-        the edge makes it too large rather than too small.
-
-    Raises
-    ------
-    DataError
-        If fewer than a hundred values are left to estimate from.
+    matrix : ndarray
+        Orthonormal rows, ``(virtual coil, coil)``.
+    energy : float
+        Part of the samples' energy that the virtual coils have.
     """
-    grid = np.meshgrid(*[(np.arange(size) - size // 2) / (size / 2) for size in mask.shape], indexing="ij")
-    distance = np.sqrt(sum(axis**2 for axis in grid))
-    outer = mask & (distance >= np.quantile(distance[mask], 1 - part))
-    values = kspace[:, outer]
-    values = values[values != 0]
-    if values.size < 50:
-        raise DataError(f"only {values.size} samples to estimate the noise from; give noise_std")
-    return float(np.median(np.abs(np.concatenate([values.real, values.imag]))) / _MAD)
+    whole = samples.astype(np.complex128)
+    energies, vectors = np.linalg.eigh(whole @ whole.conj().T)
+    return vectors[:, ::-1][:, :coils].conj().T, float(energies[::-1][:coils].sum() / energies.sum())

@@ -16,6 +16,7 @@ in ``.<name>.partial`` beside the store, and as many scans of the importer are p
 
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ambient_sci.datasets.containers import container_type
-from ambient_sci.datasets.prepare import Preparation, prepare
+from ambient_sci.datasets.prepare import Findings, Preparation, examine, summarise
 from ambient_sci.datasets.raw import RawScan, ReadyScan
 from ambient_sci.datasets.store import Store, open_store
 from ambient_sci.datasets.writer import StoreWriter
@@ -125,6 +126,7 @@ def import_scans(
     from tqdm.auto import tqdm
 
     preparation = preparation or Preparation()
+    findings: list[Findings] = []
     how: dict[str, str] = {}
     origin = {**(provenance or {}), "preparation": asdict(preparation)}
     with _interruptions(StoreWriter(path, origin, overwrite, append=append, resume=resume), progress) as writer:
@@ -134,18 +136,21 @@ def import_scans(
         committed = time.monotonic()
         for number, scan in enumerate(bar, start=done):
             if isinstance(scan, ReadyScan):
-                measurement = scan.measurement
+                measurement, coords = scan.measurement, scan.coords
                 how = how or dict(scan.how)
             else:
-                measurement = prepare(scan, preparation, f"scan {number}")
-                how = how or preparation.how(scan)
-            writer.append(_alike(measurement, writer), coords={name: [value] for name, value in scan.coords.items()})
+                prepared = examine(scan, preparation, f"scan {number}")
+                measurement, coords = prepared.measurement, prepared.coords
+                if prepared.findings.doubt and not any(one.doubt for one in findings):
+                    warnings.warn(prepared.findings.doubt, stacklevel=2)
+                findings.append(prepared.findings)
+            writer.append(_alike(measurement, writer), coords={name: [value] for name, value in coords.items()})
             if resume and time.monotonic() - committed > COMMIT:
                 writer.commit()
                 committed = time.monotonic()
         if len(writer) == (start if append else 0):
             raise DataError(f"there are no scans to import into {path}")
-        writer.provenance.update(how)
+        writer.provenance.update(summarise(findings) if findings else how)
     return open_store(path)
 
 

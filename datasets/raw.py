@@ -28,7 +28,7 @@ class RawScan:
     ----------
     kspace
         Complex, ``(coil, *spatial)`` on the grid with zeros where nothing was measured, or ``(coil, sample)`` with a
-        ``trajectory``.
+        ``trajectory``, all of it measured.
     mask
         Where it was measured, ``spatial``; by default where any coil is not zero. Only on the grid.
     trajectory, shape, readout
@@ -37,12 +37,13 @@ class RawScan:
     weights
         Off the grid: density compensation, ``(sample,)``, for the coil maps' calibration images only.
     noise
-        Samples of noise alone, ``(coil, n)``, by which coils are prewhitened. With the same receiver settings and
-        bandwidth as ``kspace``, or scaled to it.
+        Samples of noise alone, ``(coil, n)``, ten or more for each coil, by which coils are prewhitened. With the same
+        receiver settings and bandwidth as ``kspace``, or scaled to it.
     maps
         Coil sensitivity maps, ``(coil, *spatial)`` or ``(set, coil, *spatial)``; estimated where they are not known.
     calibration
-        Separate scan for the coil maps: fully measured, centred k-space ``(coil, *width)`` of the same field of view.
+        Separate scan for the coil maps: fully measured, centred k-space ``(coil, *width)`` of the same coils and field
+        of view, of any contrast and noise.
     calibration_width
         Width of the fully measured centre; found where it is not known.
     noise_std
@@ -71,6 +72,20 @@ class RawScan:
             )
         if (self.trajectory is None) != (self.shape is None):
             raise DataError("a trajectory and the shape of the image must be given together")
+        if self.trajectory is None or self.shape is None:
+            return
+        want = (*self.kspace.shape[1:], len(self.shape))
+        if self.kspace.ndim != 2 or self.trajectory.shape != want or not np.isfinite(self.trajectory).all():
+            raise DataError(
+                f"a trajectory must be finite, (sample, axis), for k-space (coil, sample) of images of shape "
+                f"{self.shape}: got {self.trajectory.shape} for {self.kspace.shape}"
+            )
+        if self.readout < 1 or want[0] % self.readout:
+            raise DataError(f"readout must divide the {want[0]} samples, got {self.readout}")
+        if self.weights is not None and (self.weights.shape != want[:1] or not (self.weights >= 0).all()):
+            raise DataError(f"weights must be ({want[0]},), 0 or more, got {self.weights.shape}")
+        if self.mask is not None:
+            raise DataError("a mask is for k-space on the grid: leave out samples that were not measured")
 
 
 @dataclass(frozen=True)

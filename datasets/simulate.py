@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ambient_sci.datasets.coils import coil_maps, smooth_phase
+from ambient_sci.datasets.scale import estimate_scale
 from ambient_sci.datasets.store import Store, open_store
 from ambient_sci.datasets.writer import StoreWriter
 from ambient_sci.errors import ConfigError, DataError
@@ -30,13 +31,12 @@ from ambient_sci.operators import (
     Mask,
     Nufft,
     Sense,
-    conjugate_gradient,
 )
 from ambient_sci.operators.patterns import PATTERNS
 from ambient_sci.operators.trajectories import TRAJECTORIES
 from ambient_sci.seeding import stream
 
-__all__ = ["OPERATORS", "estimate_scale", "simulate"]
+__all__ = ["OPERATORS", "simulate"]
 
 OPERATORS = ("sense", "fourier", "nufft", "mask", "gaussian", "identity")
 _KSPACE = ("sense", "fourier", "nufft")
@@ -209,35 +209,6 @@ def simulate(
             part = {name: array[first : first + _BATCH] for name, array in every.items()}
             writer.append(collate_measurements(measured), torch.cat(images_) if references else None, part)
     return open_store(path)
-
-
-def estimate_scale(measurement: Measurement) -> Tensor:
-    """Intensity of each scan's image, from the measurement alone.
-
-    Parameters
-    ----------
-    measurement
-        Scans, in the instrument's units.
-
-    Returns
-    -------
-    Tensor
-        ``(batch,)``. For k-space the 99th percentile of the magnitude of a plain reconstruction, which the few
-        brightest pixels do not move: zero-filled on the grid (``"fourier"``, ``"sense"``), and five conjugate
-        gradient iterations off it (``"nufft"``, ``"interferometer"``), where samples are not equally dense. One for
-        kinds whose measurements are pixels or projections in the units of the image already.
-    """
-    A = measurement.operator
-    if A.kind in ("nufft", "interferometer"):
-        image = conjugate_gradient(A.gram, A.adjoint(measurement.y), iterations=5).abs().flatten(1)
-    elif A.kind in ("fourier", "sense"):
-        image = A.adjoint(measurement.y).abs().flatten(1)
-    else:
-        return torch.ones(len(measurement))
-    scale = (
-        image.quantile(0.99, dim=1) if image.shape[1] < 1 << 24 else image.kthvalue(image.shape[1] * 99 // 100).values
-    )
-    return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
 def _check_images(values: NDArray[Any]) -> None:
