@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -68,14 +68,14 @@ class Preparation:
         Compare noise level and operator with the samples, by a fit of the image; it takes about twenty iterations.
     """
 
-    matrix: tuple[int, ...] | None = None
-    crop: float = 0.95
-    noise_std: float | None = None
-    calibration: int | None = None
-    coils: int | None = None
-    sets: int = 1
-    soft: bool = False
-    check: bool = True
+    matrix: Annotated[tuple[int, ...] | None, "keep only the centre of k-space: the same view in fewer pixels"] = None
+    crop: Annotated[float, "eigenvalue below which ESPIRiT takes a pixel to be outside the image"] = 0.95
+    noise_std: Annotated[float | None, "noise per real component; that of the scan or estimated otherwise"] = None
+    calibration: Annotated[int | None, "width of the fully measured centre; found otherwise"] = None
+    coils: Annotated[int | None, "combine coils to at most so many virtual ones"] = None
+    sets: Annotated[int, "sets of coil maps: 2 where the object is larger than the field of view"] = 1
+    soft: Annotated[bool, "let coil maps fall to zero smoothly at the border of the image"] = False
+    check: Annotated[bool, "compare noise and coil maps with the samples, by a fit of the image"] = True
 
     def __post_init__(self) -> None:
         if self.noise_std is not None and not (np.isfinite(self.noise_std) and self.noise_std >= 0):

@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 
 from ambient_sci.datasets.padding import padded_length
 from ambient_sci.datasets.raw import ReadyScan
-from ambient_sci.datasets.simulate import estimate_scale
+from ambient_sci.datasets.scale import estimate_scale
 from ambient_sci.errors import AmbientError, ConfigError, DataError, NotFoundError
 from ambient_sci.measurement import Measurement
 from ambient_sci.operators import Interferometer, primary_beam
