@@ -22,7 +22,6 @@ import itertools
 import math
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -259,7 +258,7 @@ def _training(path: Path, batch: int, rounds: int) -> tuple[float, dict[str, flo
         optimizer.zero_grad(set_to_none=True)
 
     em, ambient = learner("em"), learner("ambient")
-    contestants: dict[str, tuple[Any, Iterator[Any]]] = {
+    contestants: dict[str, tuple[tuple[Any, torch.optim.Optimizer], Iterator[Any]]] = {
         "em": (em, itertools.repeat(None)),
         "ambient": (ambient, itertools.repeat(fixed)),
         "fed": (ambient, drawn),
@@ -339,4 +338,4 @@ def _table(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
