@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ambient_sci.datasets.importers.mri import Header, crop_readout, find_files, parse_header, readable
+from ambient_sci.datasets.importers.mri import Header, crop_readout, find_files, parse_header, readable, stored_text
 from ambient_sci.datasets.raw import RawScan
 from ambient_sci.errors import ConfigError, DataError
 from ambient_sci.operators.patterns import PATTERNS
@@ -126,18 +126,20 @@ def _open(path: Path, file: Any) -> tuple[Any, NDArray[np.bool_] | None, Header 
         raise DataError(f"kspace of {path} has shape {kspace.shape}, which is more than a file of its size can hold")
     mask = None
     if "mask" in file:
-        values = np.asarray(file["mask"][()])
-        if values.shape not in (kspace.shape[-1:], kspace.shape[-2:]) or not np.isin(values, (0, 1)).all():
+        found = file["mask"]
+        fits = found.shape in (kspace.shape[-1:], kspace.shape[-2:]) and found.dtype.kind in "biuf"
+        values = found[()] if fits else None
+        if values is None or not np.isin(values, (0, 1)).all():
             raise DataError(
                 f"mask of {path} must be zeros and ones of shape {kspace.shape[-1:]} or {kspace.shape[-2:]}, "
-                f"got {values.dtype} of shape {values.shape}"
+                f"got {found.dtype} of shape {found.shape}"
             )
         mask = np.broadcast_to(values.astype(bool), kspace.shape[-2:])
-    subject, acquisition = (_text(file.attrs.get(name, "")) for name in ("patient_id", "acquisition"))
+    subject, acquisition = (_attribute(path, file, name) for name in ("patient_id", "acquisition"))
     coords: dict[str, Any] = {"file": path.stem, "subject": subject or path.stem, "acquisition": acquisition}
     header = None
     if "ismrmrd_header" in file:
-        header = parse_header(path, file["ismrmrd_header"][()])
+        header = parse_header(path, stored_text(path, file["ismrmrd_header"]))
         fov = header.encodings[0].encoded.fov
         coords["pixel_y"] = fov[0] / kspace.shape[-2]  # x of the header is the readout
         coords["pixel_x"] = fov[1] / kspace.shape[-1]
@@ -176,5 +178,11 @@ def _draw(
     return np.broadcast_to(mask[0, 0].numpy().astype(bool), shape)
 
 
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _attribute(path: Path, file: Any, name: str) -> str:
+    if name not in file.attrs:
+        return ""
+    kind = file.attrs.get_id(name)
+    if h5py.check_string_dtype(kind.dtype) is None or kind.shape != ():
+        raise DataError(f"attribute {name} of {path} must be text, got {kind.dtype} of shape {kind.shape}")
+    value = file.attrs[name]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -56,7 +56,15 @@ import torch
 from numpy.lib.recfunctions import repack_fields
 from numpy.typing import NDArray
 
-from ambient_sci.datasets.importers.mri import Encoding, Header, crop_readout, find_files, parse_header, readable
+from ambient_sci.datasets.importers.mri import (
+    Encoding,
+    Header,
+    crop_readout,
+    find_files,
+    parse_header,
+    readable,
+    stored_text,
+)
 from ambient_sci.datasets.raw import RawScan
 from ambient_sci.errors import ConfigError, DataError
 from ambient_sci.operators.units import from_inverse_fov, from_ismrmrd, from_wavenumber
@@ -177,8 +185,7 @@ def _open(path: Path, file: Any, group: str) -> _File:
     found = file.get(group)
     if not isinstance(found, h5py.Group) or "xml" not in found or "data" not in found:
         raise DataError(f"{path} has no group {group!r} with 'xml' and 'data'; it has {', '.join(file) or 'nothing'}")
-    text, data = found["xml"], found["data"]
-    header = parse_header(path, np.asarray(text[()]).reshape(-1)[0])
+    header, data = parse_header(path, stored_text(path, found["xml"])), found["data"]
     names = data.dtype.names or ()
     if data.ndim != 1 or not {"head", "traj", "data"} <= set(names) or len(data) == 0:
         raise DataError(f"data of {path} must be a list of acquisitions with head, traj and data, got {data}")
@@ -315,7 +322,7 @@ class _Import:
         starts, lengths = self._columns_of(numbers, x)
         if x * y * z > _SPARSEST * int(lengths.sum()):  # before memory is asked for
             raise DataError(
-                f"the header of {self.file.path} has a matrix of {x} x {y} x {z}, of which only {lengths.sum()} samples "
+                f"the header of {self.file.path} has a matrix of {x} x {y} x {z}, of which {lengths.sum()} samples "
                 f"were measured; it cannot be right"
             )
         places = planes * y + rows

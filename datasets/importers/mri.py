@@ -25,7 +25,7 @@ from scipy import fft
 
 from ambient_sci.errors import AmbientError, DataError
 
-__all__ = ["Encoding", "Header", "Space", "crop_readout", "find_files", "parse_header", "readable"]
+__all__ = ["Encoding", "Header", "Space", "crop_readout", "find_files", "parse_header", "readable", "stored_text"]
 
 _FAULTS = (OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError, AttributeError)
 
@@ -104,6 +104,17 @@ def readable(path: Path, what: str) -> Iterator[None]:
     except _FAULTS as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} is not a readable {what}: {text}") from error
+
+
+def stored_text(path: Path, dataset: Any) -> bytes:
+    """Read the one string that a dataset of HDF5 holds."""
+    import h5py
+
+    # HDF5 follows pointers of other types wherever a damaged file says they lead
+    if h5py.check_string_dtype(dataset.dtype) is None or dataset.size != 1:
+        raise DataError(f"{dataset.name} of {path} must be text, got {dataset.dtype} of shape {dataset.shape}")
+    value = np.asarray(dataset[()]).reshape(-1)[0]
+    return value if isinstance(value, bytes) else str(value).encode()
 
 
 def crop_readout(kspace: NDArray[np.complexfloating[Any]], size: int, axis: int = -1) -> NDArray[np.complex64]:
