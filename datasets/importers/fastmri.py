@@ -32,7 +32,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ambient_sci.datasets.importers.mri import Header, crop_readout, find_files, parse_header, readable, stored_text
+from ambient_sci.datasets.importers.mri import (
+    Header,
+    check_size,
+    crop_readout,
+    find_files,
+    parse_header,
+    readable,
+    stored_text,
+)
 from ambient_sci.datasets.raw import RawScan
 from ambient_sci.errors import ConfigError, DataError
 from ambient_sci.operators.patterns import PATTERNS
@@ -41,7 +49,6 @@ __all__ = ["read_fastmri"]
 
 _ENDINGS = (".h5", ".hdf5")
 _FORMAT = "fastMRI file (HDF5)"
-_DEFLATE = 1032  # times that compression can shrink zeros, at best
 
 
 def read_fastmri(
@@ -121,9 +128,7 @@ def _open(path: Path, file: Any) -> tuple[Any, NDArray[np.bool_] | None, Header 
             f"kspace of {path} must be complex (slice, coil, y, x) or (slice, y, x), "
             f"got {kspace.dtype} of shape {kspace.shape}"
         )
-    one = kspace.dtype.itemsize * int(np.prod(kspace.shape[1:], dtype=object))
-    if one > _DEFLATE * path.stat().st_size:  # before memory is asked for
-        raise DataError(f"kspace of {path} has shape {kspace.shape}, which is more than a file of its size can hold")
+    check_size(path, kspace, kspace.shape[1:])
     mask = None
     if "mask" in file:
         found = file["mask"]

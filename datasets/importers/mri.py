@@ -25,9 +25,20 @@ from scipy import fft
 
 from ambient_sci.errors import AmbientError, DataError
 
-__all__ = ["Encoding", "Header", "Space", "crop_readout", "find_files", "parse_header", "readable", "stored_text"]
+__all__ = [
+    "Encoding",
+    "Header",
+    "Space",
+    "check_size",
+    "crop_readout",
+    "find_files",
+    "parse_header",
+    "readable",
+    "stored_text",
+]
 
 _FAULTS = (OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError, AttributeError)
+_DEFLATE = 1032  # times that compression can shrink zeros, at best
 
 
 @dataclass(frozen=True)
@@ -104,6 +115,12 @@ def readable(path: Path, what: str) -> Iterator[None]:
     except _FAULTS as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} is not a readable {what}: {text}") from error
+
+
+def check_size(path: Path, dataset: Any, shape: Sequence[int]) -> None:
+    """Check that a file can hold an array of this shape of a dataset of HDF5, before memory is asked for."""
+    if dataset.dtype.itemsize * math.prod(shape) > _DEFLATE * path.stat().st_size:
+        raise DataError(f"{dataset.name} of {path} has shape {dataset.shape}, which is more than the file can hold")
 
 
 def stored_text(path: Path, dataset: Any) -> bytes:
