@@ -192,7 +192,7 @@ def _on_grid(
     if len(axes) < 2:
         raise DataError(f"{path} must have two or three sizes above 1 along dimensions 0 to 2, got {sizes}")
     single = tuple(axis for axis in range(_COIL) if axis not in axes)
-    values = np.ascontiguousarray(kspace.transpose(_COIL, 2, 1, 0).squeeze(tuple(1 + 2 - axis for axis in single)))
+    values = np.array(kspace.transpose(_COIL, 2, 1, 0).squeeze(tuple(3 - axis for axis in single)), order="C")
     mask = None
     if "pattern" in chosen:
         pattern = chosen["pattern"][..., 0, 0].real
@@ -221,7 +221,7 @@ def _off_grid(
     except DataError as error:
         raise DataError(f"the trajectory that goes with {path} cannot be used: {error}") from None
     samples = kspace.shape[1]
-    values = np.ascontiguousarray(kspace[0].transpose(2, 1, 0)).reshape(kspace.shape[_COIL], -1)
+    values = np.array(kspace[0].transpose(2, 1, 0), order="C").reshape(kspace.shape[_COIL], -1)
     sizes = (*reversed(shape), 1)[:_COIL]
     single = tuple(range(len(shape), _COIL))
     maps = _maps(path, chosen, sizes, len(values), single)
@@ -237,5 +237,5 @@ def _maps(
     maps = chosen["maps"]
     if maps.shape[: _COIL + 1] != (*sizes, coils):
         raise DataError(f"maps must have the sizes {(*sizes, coils)} to go with {path}, got {maps.shape[: _COIL + 1]}")
-    values = np.ascontiguousarray(maps.transpose().squeeze(tuple(2 + 2 - axis for axis in single)))
+    values = np.array(maps.transpose().squeeze(tuple(4 - axis for axis in single)), order="C")
     return values[0] if len(values) == 1 else values
