@@ -43,7 +43,6 @@ one patient are kept together; whoever has a list of identifiers can invert it. 
 are kept.
 """
 
-import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -63,6 +62,7 @@ from ambient_sci.datasets.importers.mri import (
     crop_readout,
     find_files,
     parse_header,
+    pseudonym,
     readable,
     stored_text,
 )
@@ -575,4 +575,4 @@ def _subject(file: _File, identifiers: bool) -> str:
     known = file.header.subject
     if not known:
         return file.path.stem
-    return known if identifiers else hashlib.sha256(known.encode()).hexdigest()[:16]
+    return known if identifiers else pseudonym(known)

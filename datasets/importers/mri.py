@@ -11,6 +11,7 @@ three are orthonormal, so that white noise of standard deviation :math:`\sigma` 
 is kept is the part of it where noise is white.
 """
 
+import hashlib
 import math
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
@@ -20,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy import fft
 
 from ambient_sci.errors import AmbientError, DataError
+from ambient_sci.operators.fourier import centred_fft, centred_ifft
 
 __all__ = [
     "Encoding",
@@ -33,6 +35,7 @@ __all__ = [
     "crop_readout",
     "find_files",
     "parse_header",
+    "pseudonym",
     "readable",
     "stored_text",
 ]
@@ -138,10 +141,14 @@ def crop_readout(kspace: NDArray[np.complexfloating[Any]], size: int, axis: int 
     """Keep the centre of the field of view along an axis that is sampled in full; centred k-space in and out."""
     full = kspace.shape[axis]
     start = full // 2 - size // 2
-    image = fft.fftshift(fft.ifft(fft.ifftshift(kspace, axis), axis=axis, norm="ortho"), axis)
-    kept = image.take(range(start, start + size), axis)
-    cropped = fft.fftshift(fft.fft(fft.ifftshift(kept, axis), axis=axis, norm="ortho"), axis)
-    return np.asarray(cropped, np.complex64)
+    image = centred_ifft(torch.from_numpy(np.moveaxis(kspace, axis, -1)), 1)
+    cropped = centred_fft(image[..., start : start + size], 1)
+    return np.ascontiguousarray(np.moveaxis(cropped.numpy(), -1, axis), np.complex64)
+
+
+def pseudonym(identifier: str) -> str:
+    """Replace a patient's identifier by a hash: the same for one patient, invertible with a list of identifiers."""
+    return hashlib.sha256(identifier.encode()).hexdigest()[:16]
 
 
 def parse_header(path: Path, text: str | bytes) -> Header:
