@@ -105,13 +105,18 @@ def read_series(
         import pydicom
     except ImportError as error:
         raise ConfigError(f'reading {path} needs pydicom: pip install "ambient-sci[mri]"') from error
+    with readable(path, "DICOM series", pydicom.errors.BytesLengthException):
+        frames = _sorted(_frames(path, files, series))
+        kept = np.arange(len(frames))[slices]
+        if len(kept) == 0:
+            raise DataError(f"{path} holds {len(frames)} images, none of which is in slices {slices}")
+        chosen = [frames[number] for number in kept]
+        return _images(chosen), {"slice": kept, **_coords(chosen)}
 
-    headers = []
-    for one in files:
-        with readable(one, "DICOM file"):
-            header = pydicom.dcmread(one, stop_before_pixels=True)
-            if "Rows" in header and "BitsStored" in header:
-                headers.append((one, header))
+
+def _frames(path: Path, files: Iterable[Path], series: str | None) -> list[_Frame]:
+    """Read the headers of one series, and count its frames."""
+    headers = [(one, header) for one in files if "Rows" in (header := _header(one)) and "BitsStored" in header]
     if not headers:
         raise DataError(f"{path} holds no DICOM images")
     numbers = sorted({str(header.get("SeriesNumber", "")) for _, header in headers})
@@ -121,20 +126,18 @@ def read_series(
         headers = [pair for pair in headers if str(pair[1].get("SeriesNumber", "")) == series]
         if not headers:
             raise ConfigError(f"{path} has no series {series}; it has {', '.join(numbers)}")
-    with readable(path, "DICOM series"):
-        frames = [
-            _Frame(one, header, number)
-            for one, header in headers
-            for number in range(int(header.get("NumberOfFrames") or 1))
-        ]
-        frames = _sorted(frames)
-    kept = np.arange(len(frames))[slices]
-    if len(kept) == 0:
-        raise DataError(f"{path} holds {len(frames)} images, none of which is in slices {slices}")
-    chosen = [frames[number] for number in kept]
-    with readable(path, "DICOM series"):
-        coords = _coords(chosen)
-    return _images(chosen), {"slice": kept, **coords}
+    return [
+        _Frame(one, header, number)
+        for one, header in headers
+        for number in range(int(header.get("NumberOfFrames") or 1))
+    ]
+
+
+def _header(path: Path) -> Any:
+    import pydicom
+
+    with readable(path, "DICOM file", pydicom.errors.InvalidDicomError):
+        return pydicom.dcmread(path, stop_before_pixels=True)
 
 
 def _sorted(frames: list[_Frame]) -> list[_Frame]:
@@ -182,16 +185,15 @@ def _images(frames: list[_Frame]) -> NDArray[np.float32]:
     for frame in frames:
         if opened is None or opened[0] != frame.path:
             opened = frame.path, _pixels(frame)
-        with readable(frame.path, "DICOM image"):
-            stored = opened[1][frame.number]
-            if str(frame.header.PhotometricInterpretation) == "MONOCHROME1":
-                bits, signed = int(frame.header.BitsStored), int(frame.header.get("PixelRepresentation") or 0)
-                stored = (-1 if signed else (1 << bits) - 1) - stored.astype(np.int64)
-            slope, intercept = (
-                frame.get("PixelValueTransformationSequence", name) for name in ("RescaleSlope", "RescaleIntercept")
-            )
-            values = stored.astype(np.float32) * np.float32(1 if slope is None else slope)
-            images.append(values + np.float32(0 if intercept is None else intercept))
+        stored = opened[1][frame.number]
+        if str(frame.header.PhotometricInterpretation) == "MONOCHROME1":
+            bits, signed = int(frame.header.BitsStored), int(frame.header.get("PixelRepresentation") or 0)
+            stored = (-1 if signed else (1 << bits) - 1) - stored.astype(np.int64)
+        slope, intercept = (
+            frame.get("PixelValueTransformationSequence", name) for name in ("RescaleSlope", "RescaleIntercept")
+        )
+        values = stored.astype(np.float32) * np.float32(1 if slope is None else slope)
+        images.append(values + np.float32(0 if intercept is None else intercept))
         if images[-1].shape != images[0].shape:
             raise DataError(
                 f"{frame.path} has shape {images[-1].shape}, {frames[0].path.name} has {images[0].shape}; "
@@ -216,7 +218,7 @@ def _pixels(frame: _Frame) -> NDArray[Any]:
             if not syntax.is_compressed:
                 raise
             raise ConfigError(
-                f"{path} is compressed as {syntax.name}, which no installed decoder reads; decompress it, or "
+                f"{path} cannot be decompressed from {syntax.name}: if the file is sound, decompress it, or "
                 f"pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
             ) from error
     return values[None] if values.ndim == 2 else values

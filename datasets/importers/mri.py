@@ -13,7 +13,9 @@ is kept is the part of it where noise is white.
 
 import hashlib
 import math
+import struct
 import xml.etree.ElementTree as ET
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +42,10 @@ __all__ = [
     "stored_text",
 ]
 
-_FAULTS = (OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError, AttributeError)
+_FAULTS = (
+    OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError, AttributeError,
+    struct.error, zlib.error,
+)  # fmt: skip
 _DEFLATE = 1032  # times that compression can shrink zeros, at best
 
 
@@ -109,13 +114,13 @@ def find_files(paths: Sequence[Path], endings: Sequence[str]) -> list[Path]:
 
 
 @contextmanager
-def readable(path: Path, what: str) -> Iterator[None]:
-    """Turn whatever libraries raise about a damaged file into one line."""
+def readable(path: Path, what: str, *faults: type[Exception]) -> Iterator[None]:
+    """Turn whatever libraries raise about a damaged file, and their own ``faults``, into one line."""
     try:
         yield
     except AmbientError:
         raise
-    except _FAULTS as error:
+    except (*_FAULTS, *faults) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} is not a readable {what}: {text}") from error
 
