@@ -180,8 +180,10 @@ def _scans(
 
 def _one(array: NDArray[np.complex64], place: dict[int, int]) -> NDArray[np.complex64]:
     """First five dimensions of an array at one place of the others."""
-    at = tuple(place.get(axis, 0) if array.shape[axis] > 1 else 0 for axis in range(_MAPS + 1, _DIMENSIONS))
-    return np.asarray(array[(..., *at)])
+    at: tuple[Any, ...] = tuple(
+        place.get(axis, 0) if array.shape[axis] > 1 else 0 for axis in range(_MAPS + 1, _DIMENSIONS)
+    )
+    return np.asarray(array[(Ellipsis, *at)])
 
 
 def _on_grid(

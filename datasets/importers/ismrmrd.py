@@ -427,7 +427,7 @@ class _Import:
         alike = np.allclose(encoding.encoded.fov[:axes], self.encoding.encoded.fov[:axes], rtol=0.01)
         if removed:
             alike = np.allclose(encoding.encoded.fov[1:axes], self.encoding.encoded.fov[1:axes], rtol=0.01)
-            alike &= np.isclose(encoding.recon.fov[0], self.encoding.recon.fov[0], rtol=0.01)
+            alike = alike and abs(encoding.recon.fov[0] / self.encoding.recon.fov[0] - 1) < 0.01
         if not alike or _one_value(self.file, numbers, "active_channels") != coils:
             warnings.warn(
                 f"{self.file.path}: the calibration scan has another field of view or other coils than the image, and "

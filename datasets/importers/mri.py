@@ -42,7 +42,7 @@ __all__ = [
     "stored_text",
 ]
 
-_FAULTS = (
+_FAULTS: tuple[type[Exception], ...] = (
     OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError, AttributeError,
     struct.error, zlib.error,
 )  # fmt: skip
@@ -120,7 +120,7 @@ def readable(path: Path, what: str, *faults: type[Exception]) -> Iterator[None]:
         yield
     except AmbientError:
         raise
-    except (*_FAULTS, *faults) as error:
+    except _FAULTS + faults as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} is not a readable {what}: {text}") from error
 

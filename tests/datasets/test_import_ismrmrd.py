@@ -168,6 +168,15 @@ def test_the_packages_other_writer(tmp_path, seen):
     np.testing.assert_allclose(one(tmp_path / "a.h5").kspace, transform(seen), atol=1e-6)
 
 
+@pytest.mark.parametrize("storage", [{}, {"chunks": (7,)}, {"chunks": (5,), "compression": "gzip"}])
+def test_however_acquisitions_are_stored(tmp_path, seen, storage):
+    path = write(tmp_path / "a.h5", lines(twice(seen)))
+    with h5py.File(path) as file, h5py.File(tmp_path / "b.h5", "w") as other:
+        file.copy("dataset/xml", other, "dataset/xml")
+        other.create_dataset("dataset/data", data=file["dataset/data"][()], **storage)
+    np.testing.assert_allclose(one(tmp_path / "b.h5").kspace, transform(seen), atol=1e-6)
+
+
 def test_oversampling_is_kept(tmp_path, seen):
     path = write(tmp_path / "a.h5", lines(twice(seen)))
     scan = one(path, oversampled=True)
