@@ -1,13 +1,16 @@
-"""Readers of image files, for simulation: arrays, PNG folders and NIfTI volumes become ``(n, *spatial)`` images.
+"""Readers of image files, for simulation: arrays, pictures, DICOM series and NIfTI volumes become ``(n, *spatial)``.
 
 Magnitudes come back as float32 in [0, 1]: bytes divided by 255, wider integers by the largest value there is, floats by
 the largest value where that is above one; what is negative is set to zero. Complex arrays come back as complex64,
 divided by the largest magnitude. One factor serves the whole file, so that its images stay comparable.
 
+DICOM and NIfTI say where images lie in the patient; coordinates are those of the images that are returned, towards
+left, back and head.
+
 A new format is a function ``path, options -> (images, coords)`` and a line in `READERS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ambient_sci.datasets.dicom import is_dicom, read_series
 from ambient_sci.errors import ConfigError, DataError, NotFoundError
 
 __all__ = ["READERS", "read_images"]
 
 Images = tuple[NDArray[Any], dict[str, NDArray[Any]]]
+_PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _EMPTY = 0.02  # a slice with no more than this part of its pixels above a tenth of the volume's range shows nothing
 
 
@@ -45,10 +50,13 @@ def read_images(
     Parameters
     ----------
     path
-        ``.npy`` or ``.npz`` with an array ``(n, *spatial)`` (or one 2-D image), a PNG file, a folder of PNG files of
-        one size, or NIfTI (``.nii``, ``.nii.gz``; needs the ``mri`` extra).
+        ``.npy`` or ``.npz`` with an array ``(n, *spatial)`` (or one 2-D image); a picture (PNG, JPEG, TIFF of one or
+        more pages) or a folder of pictures of one size; with the ``mri`` extra DICOM (``.dcm``, ``.ima``, or a folder
+        of a series) or NIfTI (``.nii``, ``.nii.gz``). Colours of
+        pictures become grey.
     name
-        Which array of an ``.npz``; the first that holds images by default.
+        Which array of an ``.npz``, the first that holds images by default; or which series of a DICOM folder, by its
+        number.
     axis
         Axis of a NIfTI volume along which to take slices: 0 sagittal, 1 coronal, 2 axial, however it is stored.
     slices
@@ -60,7 +68,8 @@ def read_images(
     Returns
     -------
     images, coords
-        ``(n, *spatial)``, float32 or complex64, and coordinates of the scans: ``slice``, and ``file`` for folders.
+        ``(n, *spatial)``, float32 or complex64, and coordinates of the scans: ``slice``, ``file`` for folders, and the
+        place in the patient where it is known (`ambient_sci.datasets.schema.COORDINATES`).
 
     Raises
     ------
@@ -82,7 +91,9 @@ def read_images(
     images, coords = READERS[ending](path, Options(name, axis, slices or slice(None)))
     images = _unit_range(path, images)
     if size is not None:
+        before = images.shape[1:]
         images = _resize(images, (size,) * (images.ndim - 1) if isinstance(size, int) else size)
+        coords = _moved(coords, before, images.shape[1:])
     return images, coords
 
 
@@ -134,36 +145,61 @@ def _read_npz(path: Path, options: Options) -> Images:
     raise DataError(f"{path} holds no images: {', '.join(names) or 'no arrays'}")
 
 
-def _read_png(path: Path, options: Options) -> Images:
-    return _stack(path, _png(path), options)
+def _read_picture(path: Path, options: Options) -> Images:
+    return _stack(path, _picture(path), options)
+
+
+def _read_dicom(path: Path, options: Options) -> Images:
+    return read_series(path, [path], options.name, options.slices)
 
 
 def _read_folder(path: Path, options: Options) -> Images:
-    files = sorted(entry for entry in path.iterdir() if entry.suffix.lower() == ".png")
+    entries = sorted(path.iterdir())
+    files = [entry for entry in entries if entry.suffix.lower() in _PICTURES]
     if not files:
-        raise DataError(f"the folder {path} holds no .png files")
+        series = [entry for entry in entries if is_dicom(entry)]
+        if not series:
+            raise DataError(f"the folder {path} holds no pictures ({', '.join(_PICTURES)}) and no DICOM files")
+        return read_series(path, series, options.name, options.slices)
     numbers = np.arange(len(files))[options.slices]
     if len(numbers) == 0:
-        raise DataError(f"the folder {path} holds {len(files)} .png files, none of which is in slices {options.slices}")
-    images = [_png(files[number]) for number in numbers]
+        raise DataError(f"the folder {path} holds {len(files)} pictures, none of which is in slices {options.slices}")
+    images = [_picture(files[number]) for number in numbers]
     for number, image in zip(numbers, images, strict=True):
+        if len(image) != 1:
+            raise DataError(f"{files[number]} has {len(image)} pages; pictures of a folder must have one")
         if image.shape != images[0].shape:
             raise DataError(
-                f"{files[number]} has shape {image.shape}, {files[numbers[0]].name} has {images[0].shape}; "
+                f"{files[number]} has shape {image.shape[1:]}, {files[numbers[0]].name} has {images[0].shape[1:]}; "
                 f"images of a folder must be of one size"
             )
-    return np.stack(images), {"slice": numbers, "file": np.array([files[number].stem for number in numbers])}
+    return np.concatenate(images), {"slice": numbers, "file": np.array([files[number].stem for number in numbers])}
 
 
-def _png(path: Path) -> NDArray[Any]:
-    from PIL import Image, UnidentifiedImageError
+def _picture(path: Path) -> NDArray[Any]:
+    """Read the pages of a picture, ``(n, height, width)``."""
+    from PIL import Image, ImageSequence, UnidentifiedImageError
 
+    pages = []
     try:
         with Image.open(path) as image:
-            deep = image.mode.startswith("I")  # 16 bit
-            return np.asarray(image, dtype=np.uint16) if deep else np.asarray(image.convert("L"))
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
-        raise DataError(f"{path} is not a readable PNG image: {error}") from error
+            for page in ImageSequence.Iterator(image):
+                deep = page.mode.startswith(("I", "F"))  # more than 8 bit
+                pages.append(np.array(page if deep else page.convert("L")))
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        LookupError,
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+    ) as error:
+        kind = path.suffix[1:].upper()
+        raise DataError(f"{path} is not a readable {kind} image: {error}") from error
+    if any(page.shape != pages[0].shape for page in pages):
+        raise DataError(f"{path} must have pages of one size, got {sorted({page.shape for page in pages})}")
+    return np.stack(pages)
 
 
 def _read_nifti(path: Path, options: Options) -> Images:
@@ -193,18 +229,46 @@ def _read_nifti(path: Path, options: Options) -> Images:
     if len(kept) == 0:
         raise DataError(f"{path} has no slice that shows anything along axis {options.axis} in {options.slices}")
     # turned so that the front of an axial slice and the top of the others come first
-    return volume[kept].swapaxes(1, 2)[:, ::-1], {"slice": kept}
+    turned = volume[kept].swapaxes(1, 2)[:, ::-1]
+    return turned, {"slice": kept, **_nifti_places(loaded.affine, options.axis % 3, kept, turned.shape[1:])}
+
+
+def _nifti_places(
+    affine: NDArray[Any], axis: int, kept: NDArray[np.intp], shape: tuple[int, ...]
+) -> dict[str, NDArray[Any]]:
+    """Coordinates of slices of a volume whose axes go to the right, the front and the head."""
+    across, up = (other for other in range(3) if other != axis)
+    left_back_head = np.array([-1.0, -1.0, 1.0])
+    steps = affine[:3, :3] * left_back_head[:, None]  # column by column, what a voxel more along an axis is in mm
+    pixel = np.linalg.norm(steps, axis=0)
+    if not np.isfinite(affine).all() or not (pixel > 0).all():
+        return {}
+    middle = np.zeros((len(kept), 3))
+    middle[:, axis] = kept
+    middle[:, across] = shape[1] // 2
+    middle[:, up] = shape[0] - 1 - shape[0] // 2  # rows are counted from the top
+    position = affine[:3, 3] * left_back_head + middle @ steps.T
+    count = len(kept)
+    coords = {f"pixel_{name}": np.full(count, pixel[of]) for name, of in (("x", across), ("y", up), ("z", axis))}
+    row, column = steps[:, across] / pixel[across], -steps[:, up] / pixel[up]
+    for number, name in enumerate("xyz"):
+        coords[f"position_{name}"] = position[:, number]
+        coords[f"row_{name}"] = np.full(count, row[number])
+        coords[f"column_{name}"] = np.full(count, column[number])
+    return coords
 
 
 READERS: dict[str, Callable[[Path, Options], Images]] = {
     ".npy": _read_npy,
     ".npz": _read_npz,
-    ".png": _read_png,
+    **dict.fromkeys(_PICTURES, _read_picture),
+    ".dcm": _read_dicom,
+    ".ima": _read_dicom,
     "folder": _read_folder,
     ".nii": _read_nifti,
     ".nii.gz": _read_nifti,
 }
-"""Readers by file ending; ``"folder"`` is a folder of PNG files."""
+"""Readers by file ending; ``"folder"`` is a folder of pictures or of a DICOM series."""
 
 
 def _unit_range(path: Path, images: NDArray[Any]) -> NDArray[Any]:
@@ -225,14 +289,38 @@ def _unit_range(path: Path, images: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(images / max(top, 1e-30), dtype=np.float32)
 
 
+def _box(have: Sequence[int], size: Sequence[int]) -> list[int]:
+    """Smallest box of the proportions of ``size`` that holds an image."""
+    factor = max(h / want for h, want in zip(have, size, strict=True))
+    return [max(1, round(want * factor)) for want in size]
+
+
+def _moved(coords: dict[str, NDArray[Any]], before: Sequence[int], after: Sequence[int]) -> dict[str, NDArray[Any]]:
+    """Coordinates of images that `_resize` has brought to another size."""
+    if "pixel_x" not in coords or "row_x" not in coords:
+        return coords
+    coords = dict(coords)
+    moves = {}
+    for axis, have, box, new in zip(("column", "row"), before, _box(before, after), after, strict=True):
+        step = box / new
+        # index in the old image of the new image's pixel ``new // 2``
+        index = (new // 2 + 0.5) * step - 0.5 - (box - min(have, box)) // 2 + (have - min(have, box)) // 2
+        name = "pixel_y" if axis == "column" else "pixel_x"
+        moves[axis] = (index - have // 2) * coords[name]
+        coords[name] = coords[name] * step
+    for name in "xyz":
+        shift = sum(moves[axis] * coords[f"{axis}_{name}"] for axis in moves)
+        coords[f"position_{name}"] = coords[f"position_{name}"] + shift
+    return coords
+
+
 def _resize(images: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:
     if len(size) != images.ndim - 1 or min(size) < 1:
         raise ConfigError(f"size must be one number, or one per spatial axis of {images.shape[1:]}, got {size}")
     import torch
 
     # proportions first: the smallest box of the wanted proportions that holds the image, then resampling
-    factor = max(have / want for have, want in zip(images.shape[1:], size, strict=True))
-    box = [max(1, round(want * factor)) for want in size]
+    box = _box(images.shape[1:], size)
     padded = np.zeros((len(images), *box), images.dtype)
     into, out_of = [slice(None)], [slice(None)]
     for have, want in zip(images.shape[1:], box, strict=True):
