@@ -91,7 +91,7 @@ def _command(name: str, importer: Callable[..., Any]) -> Any:
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     first, _, examples = (inspect.getdoc(importer) or "").partition("\n\n")
-    lines = [line.strip() for line in examples.splitlines() if line.strip().startswith("ambient-sci ")]
+    lines = [line.strip() for line in examples.splitlines() if line.strip().startswith(f"ambient-sci import {name} ")]
     epilog = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines) if lines else None
     app.command(name, help=first, epilog=epilog)(run)
     return typer.main.get_command(app)

@@ -134,6 +134,13 @@ def read_bart(
         If one of two files is missing.
     ConfigError
         If options do not go together.
+
+    Examples
+    --------
+    ::
+
+        ambient-sci import bart kspace.cfl scan.zarr
+        ambient-sci import bart kspace.cfl radial.zarr --trajectory traj.cfl --shape 256x256
     """
     if trajectory is not None and pattern is not None:
         raise ConfigError("a pattern is for k-space on the grid; leave it out where there is a trajectory")

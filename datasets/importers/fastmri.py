@@ -91,6 +91,13 @@ def read_fastmri(
         If a file is damaged or not of this format, or cannot be cropped or undersampled.
     ConfigError
         If the pattern is not known.
+
+    Examples
+    --------
+    ::
+
+        ambient-sci import fastmri multicoil_train/ knees.zarr --pattern random-lines --acceleration 4
+        ambient-sci import fastmri multicoil_test/ knees.zarr --coils 8
     """
     if pattern is not None and pattern not in PATTERNS:
         raise ConfigError(f"pattern must be one of {', '.join(PATTERNS)}, got {pattern!r}")

@@ -168,6 +168,13 @@ def read_ismrmrd(
         If a file is damaged or not of this format, or has readouts that do not fit its header.
     ConfigError
         If an option cannot be.
+
+    Examples
+    --------
+    ::
+
+        ambient-sci import ismrmrd scan.h5 scan.zarr
+        ambient-sci import ismrmrd session/ scans.zarr --noise noise.h5 --coils 8
     """
     if unit not in UNITS:
         raise ConfigError(f"unit must be one of {', '.join(UNITS)}, got {unit!r}")

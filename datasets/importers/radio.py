@@ -141,6 +141,14 @@ def read_visibilities(
         If an option cannot have its value, or a library is missing.
     DataError, NotFoundError
         If a file is none of these, is damaged, or has no Stokes I or no phase centre.
+
+    Examples
+    --------
+    ::
+
+        ambient-sci import uvfits m87/ m87.zarr --pixel 2e-6 --size 64
+        ambient-sci import uvh5 night.uvh5 night.zarr --interval 600 --average-channels 8
+        ambient-sci import ms field.ms field.zarr --field 3C273 --diameter 25
     """
     for name, choice, known in (
         ("spectrum", spectrum, SPECTRA),

@@ -25,15 +25,8 @@ TRAIN = ("--images", 64, "--batch", 16, "--widths", 32, "--laps", 1, "--em-steps
 QUICK = ("--steps", 3, "--quiet", "--device", "cpu")
 MEASURE = ("--coils", 3, "--acceleration", 2, "--calibration", 4, "--quiet")
 COMMANDS = [
-    "demo",
-    "simulate",
-    "import array",
-    "info",
-    "train",
-    "sample",
-    "reconstruct",
-    "evaluate",
-    "figure",
+    *(f"import {name}" for name in ("array", "bart", "fastmri", "ismrmrd", "ms", "uvfits", "uvh5")),
+    *("demo", "simulate", "convert", "validate", "info", "train", "sample", "reconstruct", "evaluate", "figure"),
     "export",
 ]
 
