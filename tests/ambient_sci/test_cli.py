@@ -90,6 +90,7 @@ def test_the_whole_path(method: str, command: Command, images: dict[str, Path], 
     out, _ = command("convert", "held-out.zarr", "held-out.h5", "--quiet")
     assert out == f"wrote held-out.h5: 4 scans, fingerprint {open_store('held-out.zarr').fingerprint}\n"
     assert command("validate", "held-out.h5")[0] == "held-out.h5 is as it should be\n"
+    Path("held-out.h5").unlink()
 
     out, _ = command("train", "scans.zarr", "--out", "run", "--method", method, *TRAIN)
     assert out == "wrote run: 64 images seen\n"
