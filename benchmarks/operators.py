@@ -73,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     with warnings.catch_warnings(record=True):  # the peers', of what torch will drop; some undo a filter
         rows = cases.run(chosen, options.repeats, options.device, options.load, options.quick, _report)
-    machine = _machine(options.device)
-    versions = {name: found for name in PACKAGES if (found := _version(name))}
+    machine = machine_description(options.device)
+    versions = {name: found for name in PACKAGES if (found := installed_version(name))}
     families = dict.fromkeys(case.family for case in chosen)
     problems = {family: str(cases.problem(family, options.quick)) for family in families}
     print(f"{machine}; OMP_NUM_THREADS={options.threads}; median of {options.repeats} rounds.")
@@ -104,15 +104,15 @@ def _parser() -> argparse.ArgumentParser:
     cores = os.cpu_count() or 1
     parser.add_argument("--case", nargs="+", default=[], metavar="NAME", help="cases, or problems for all of theirs")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--repeats", type=_positive, default=7, metavar="N", help="rounds of turns (default: 7)")
-    parser.add_argument("--threads", type=_positive, default=cores, metavar="N", help=f"default: all cores ({cores})")
+    parser.add_argument("--repeats", type=positive, default=7, metavar="N", help="rounds of turns (default: 7)")
+    parser.add_argument("--threads", type=positive, default=cores, metavar="N", help=f"default: all cores ({cores})")
     parser.add_argument("--load", action="store_true", help="measure again with one core kept busy by another process")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the numbers to a file, too")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs: no target is judged")
     return parser
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
@@ -128,7 +128,7 @@ def _matches(name: str, wanted: str) -> bool:
 
 
 def _table(rows: Sequence["Row"]) -> str:
-    """Markdown, with columns as wide as their widest cell, so that it reads well unrendered."""
+    """One line a library."""
     loaded = not all(math.isnan(row.loaded) for row in rows)
     head = ["case", "library", "ms", "ours", *(["loaded"] if loaded else []), "MiB", "error", "target"]
     cells = [head]
@@ -144,8 +144,13 @@ def _table(rows: Sequence["Row"]) -> str:
             numbers[0] = "not installed"
         name = row.case if before is None or before.case != row.case else ""
         cells.append([name, row.library, *numbers, "; ".join(map(_verdict, row.verdicts))])
+    return markdown(cells, ("case", "library", "target"))
+
+
+def markdown(cells: Sequence[Sequence[str]], words: Sequence[str]) -> str:
+    """Table with columns as wide as their widest cell, so that it reads well unrendered; ``words`` are not numbers."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    right = [column not in ("case", "library", "target") for column in head]
+    right = [column not in words for column in cells[0]]
     rule = ["-" * (width - 1) + (":" if numeric else "-") for width, numeric in zip(widths, right, strict=True)]
     return "\n".join(
         "| "
@@ -182,14 +187,14 @@ def _plain(row: "Row") -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str:
+def installed_version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
         return ""
 
 
-def _machine(device: str) -> str:
+def machine_description(device: str) -> str:
     """Hardware and system, as far as they tell."""
     if device == "cuda":
         import torch

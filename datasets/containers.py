@@ -172,9 +172,18 @@ class Container(ABC):
         apart = (np.diff(rows) != 1) & (np.diff(rows // chunk) != 0) | (np.diff(rows // piece) != 0)
         breaks = np.flatnonzero(apart) + 1
         for some, where in zip(np.split(rows, breaks), np.split(places, breaks), strict=True):
-            first, end = int(some[0]), int(some[-1]) + 1
-            values = self._read(name, slice(first, end))
-            out[where] = values if len(some) == end - first else values[some - first]
+            first, count = int(some[0]), int(some[-1] - some[0]) + 1
+            place = int(where[0])
+            if len(some) == count and (count == 1 or (np.diff(where) == 1).all()):
+                self._span(array, first, out[place : place + count])
+                continue
+            values = np.empty((count, *out.shape[1:]), out.dtype)
+            self._span(array, first, values)
+            out[where] = values[some - first]
+
+    def _span(self, array: Any, first: int, out: Array) -> None:
+        """Read as many rows as ``out`` has."""
+        out[...] = array[first : first + len(out)]
 
     def _first_damaged(self, name: str, rows: NDArray[np.int64]) -> int:
         for row in np.unique(rows):

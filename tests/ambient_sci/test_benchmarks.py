@@ -235,3 +235,58 @@ def test_busy_core_ends(operators: SimpleNamespace, monkeypatch: pytest.MonkeyPa
     assert started[0].poll() is None
     assert not context.__exit__(KeyError, KeyError(), None), "errors pass"
     assert started[0].poll() is not None
+
+
+# --------------------------------------------------------------------------------------------------- benchmarks.loader
+
+
+@pytest.mark.parametrize("container", ["zarr", "h5"])
+def test_loader(
+    container: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every phase, here in this process; a table that is Markdown; nothing is left."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    loader = importlib.import_module("benchmarks.loader")
+    phases: list[Any] = []
+
+    def here(function: Any) -> Any:
+        phases.append(loader._observed(function))
+        return phases[-1]
+
+    monkeypatch.setattr(loader, "_alone", here)
+    monkeypatch.setattr(loader, "STEPS", 1)
+    options = [
+        "--gigabytes",
+        "0.02",
+        "--size",
+        "32",
+        "--coils",
+        "4",
+        "--folder",
+        str(tmp_path / "new"),
+        "--rounds",
+        "1",
+    ]
+    loader.main([*options, "--container", container])
+    printed = capsys.readouterr().out
+    assert (
+        f"305 scans x 4 coils x 32x32, measurements and coil maps\n- 0.0 GB in memory, 0.0 GB on disk ({container})"
+        in printed
+    )
+    table = [line for line in printed.splitlines() if line.startswith("|")]
+    assert len(table) == 9
+    assert len({len(line) for line in table}) == 1, "columns are not aligned"
+    assert all(phase.seconds > 0 for phase in phases)
+    seconds = [float(line.split("|")[2]) for line in table[2:5]]
+    assert seconds == pytest.approx([phase.seconds for phase in phases[:3]], abs=0.051)
+    assert float(table[5].split("|")[4]) == pytest.approx(1 / phases[3].more["em"], abs=0.051)
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_loader_wants_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    loader = importlib.import_module("benchmarks.loader")
+    with pytest.raises(SystemExit):
+        loader.main(["--gigabytes", "1e9", "--folder", str(tmp_path)])
+    assert "GB free; the store may take" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
