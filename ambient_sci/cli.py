@@ -51,7 +51,7 @@ def main() -> None:
     except _UsageError as error:
         status = _refuse(f"{error.format_message()} (see `{error.ctx.command_path} --help`)")
     if status == 130:
-        print("interrupted; the same command resumes a training", file=sys.stderr)
+        print("interrupted; the same command resumes a training or an import", file=sys.stderr)
     sys.exit(status)
 
 

@@ -1,12 +1,14 @@
 """Data sets: stores of measured scans, and the ways into them.
 
 `ambient_sci.datasets.schema` has the names and dimensions of a store, `open_store` reads one, `StoreWriter` writes one;
-`simulate` measures images, `import_array` brings in k-space that was measured, `batches` draws from a store to train.
+`import_files` brings in what instruments measured, `simulate` measures images, `batches` draws from a store to train,
+`export` writes reconstructions for other programs.
 """
 
 if __name__ != "ambient_sci.datasets":  # found as a top-level name from the repository root
     raise ImportError("import this package as ambient_sci.datasets")
 
+from ambient_sci.datasets.convert import convert
 from ambient_sci.datasets.describe import Description, describe
 from ambient_sci.datasets.exporting import export
 from ambient_sci.datasets.importers.array import import_array
@@ -17,7 +19,7 @@ from ambient_sci.datasets.raw import RawScan, ReadyScan
 from ambient_sci.datasets.readers import read_images
 from ambient_sci.datasets.scale import estimate_scale
 from ambient_sci.datasets.simulate import simulate
-from ambient_sci.datasets.store import Store, open_store
+from ambient_sci.datasets.store import SizeGroup, Store, open_store, validate
 from ambient_sci.datasets.writer import StoreWriter
 
 __all__ = [
@@ -25,9 +27,11 @@ __all__ = [
     "Preparation",
     "RawScan",
     "ReadyScan",
+    "SizeGroup",
     "Store",
     "StoreWriter",
     "batches",
+    "convert",
     "describe",
     "estimate_scale",
     "export",
@@ -37,4 +41,5 @@ __all__ = [
     "open_store",
     "read_images",
     "simulate",
+    "validate",
 ]

@@ -24,11 +24,9 @@ Command = Callable[..., tuple[str, str]]
 TRAIN = ("--images", 64, "--batch", 16, "--widths", 32, "--laps", 1, "--em-steps", 2, "--checkpoint", 32, "--quiet")
 QUICK = ("--steps", 3, "--quiet", "--device", "cpu")
 MEASURE = ("--coils", 3, "--acceleration", 2, "--calibration", 4, "--quiet")
-COMMANDS = [
-    *(f"import {name}" for name in ("array", "bart", "fastmri", "ismrmrd", "ms", "uvfits", "uvh5")),
-    *("demo", "simulate", "convert", "validate", "info", "train", "sample", "reconstruct", "evaluate", "figure"),
-    "export",
-]
+IMPORTS = [f"import {name}" for name in ("array", "bart", "fastmri", "ismrmrd", "ms", "uvfits", "uvh5")]
+STORES = ["simulate", *IMPORTS, "info", "convert", "validate"]
+COMMANDS = ["demo", *STORES, "train", "sample", "reconstruct", "evaluate", "figure", "export"]
 
 
 @pytest.fixture
@@ -89,6 +87,11 @@ def test_the_whole_path(method: str, command: Command, images: dict[str, Path], 
     assert re.search(r"^scans +4$", out, re.MULTILINE)
     assert re.search(r"^coils +3$", out, re.MULTILINE)
     assert re.search(r"^references +yes", out, re.MULTILINE)
+
+    out, _ = command("convert", "held-out.zarr", "held-out.h5", "--quiet")
+    assert out == f"wrote held-out.h5: 4 scans, fingerprint {open_store('held-out.zarr').fingerprint}\n"
+    assert command("validate", "held-out.h5")[0] == "held-out.h5 is as it should be\n"
+    Path("held-out.h5").unlink()
 
     out, _ = command("train", "scans.zarr", "--out", "run", "--method", method, *TRAIN)
     assert out == "wrote run: 64 images seen\n"
