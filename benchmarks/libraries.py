@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ambient_sci.operators import LinearOperator, Nufft, Sense, conjugate_gradient
+from ambient_sci.operators import LinearOperator, Normal, Nufft, Sense, conjugate_gradient
 from ambient_sci.operators.parallel import share
 from benchmarks.problems import ITERATIONS, GaussianProblem, NufftProblem, Problem, SenseProblem
 
@@ -118,7 +118,7 @@ class _Ambient(Library[P]):
         return _squared_error_gradient(self.operator, self.x, self.y)
 
     def solve(self) -> Tensor:
-        return conjugate_gradient(self.operator.gram, self.x, iterations=ITERATIONS)
+        return conjugate_gradient(Normal(self.operator), self.x, iterations=ITERATIONS)
 
 
 class AmbientSense(_Ambient[SenseProblem]):

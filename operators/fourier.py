@@ -158,10 +158,10 @@ def filtered(x: Tensor, filter: Tensor) -> Tensor:
     scale in the filter.
     """
     axes = tuple(axis for axis in range(3 - filter.ndim, 0) if filter.shape[axis - 1] > 1)
-    kspace = torch.fft.fftn(x, dim=axes) if axes else x.clone(memory_format=torch.contiguous_format)
-    torch.view_as_real(kspace).mul_(filter)
-    result: Tensor = torch.fft.fftn(kspace, dim=axes) if axes else kspace
-    return result
+    # under the name of the image, which is then freed if it was the caller's last use of it
+    x = torch.fft.fftn(x, dim=axes) if axes else x.clone(memory_format=torch.contiguous_format)
+    torch.view_as_real(x).mul_(filter)
+    return torch.fft.fftn(x, dim=axes) if axes else x
 
 
 def calibration_region(mask: Tensor, shape: Sequence[int], width: int) -> Tensor:

@@ -28,7 +28,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -36,6 +36,7 @@ from torch import Tensor
 
 from ambient_sci.errors import DataError
 from ambient_sci.operators.matrix import Dense, Map, MatrixOperator
+from ambient_sci.operators.parallel import share
 
 __all__ = ["Gaussian"]
 
@@ -187,29 +188,46 @@ class RandomConvolution:
         unit = torch.eye(n, dtype=self.signs.dtype, device=self.signs.device)
         return self.forward(unit.repeat(scans, 1)).reshape(scans, n, -1).mT
 
-    # complex vectors go part by part: no slower than both at once, and half the memory
-
     def forward(self, x: Tensor) -> Tensor:
         """Flip signs, convolve, look at places."""
-        if x.is_complex():
-            return torch.complex(self.forward(x.real), self.forward(x.imag))
-        pixels = x.reshape(len(self.signs), -1, x.shape[1])
-        whole = _convolve(pixels * self.signs.to(x.dtype), self.spectrum)
-        return whole.gather(2, self.places.expand(-1, pixels.shape[1], -1)).flatten(0, 1)
+        return self._share(RandomConvolution._look, x, self.places.shape[2])
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Put back in place, correlate, flip signs."""
-        if y.is_complex():
-            return torch.complex(self.adjoint(y.real), self.adjoint(y.imag))
-        values = y.reshape(len(self.signs), -1, y.shape[1])
-        whole = y.new_zeros(*values.shape[:2], self.signs.shape[2])
-        whole.scatter_(2, self.places.expand(-1, values.shape[1], -1), values)
-        return _convolve(whole, self.spectrum.conj()).mul_(self.signs).flatten(0, 1)
+        return self._share(RandomConvolution._put_back, y, self.signs.shape[2])
 
     def inverse(self, rows: Tensor) -> Callable[[Tensor], Tensor]:
         """Scale the adjoint, whichever rows are kept: they are orthogonal."""
-        ratio = self.places.shape[2] / self.signs.shape[2]
-        return lambda y: ratio * self.adjoint(y)
+        ratio, (scans, _, m) = self.places.shape[2] / self.signs.shape[2], self.places.shape
+        # not in threads, which would lose the derivatives
+        return lambda y: ratio * self._put_back(y.reshape(scans, -1, m)).flatten(0, 1)
+
+    def _share(self, apply: Callable[[Self, Tensor], Tensor], vectors: Tensor, size: int) -> Tensor:
+        """Apply to some scans at a time what takes ``(scans, times, values)`` to ``(scans, times, size)``."""
+        batches = vectors.reshape(len(self.signs), -1, vectors.shape[1])
+        result = vectors.new_empty(*batches.shape[:2], size)
+
+        def work(values: Tensor, scans: slice, _: range) -> None:
+            result[scans] = apply(replace(self, **{name: each[scans] for name, each in vars(self).items()}), values)
+
+        pixels = 2 * batches.shape[1] * self.signs.shape[2]  # there and back
+        # as few pieces as threads: the tables that every call of a long FFT makes take longer than several vectors
+        share(work, batches, 1, pixels, len(batches) * pixels)
+        return result.flatten(0, 1)
+
+    # complex vectors go part by part: no slower than both at once, and half the memory
+
+    def _look(self, x: Tensor) -> Tensor:
+        if x.is_complex():
+            return torch.complex(self._look(x.real), self._look(x.imag))
+        return _convolve(x * self.signs.to(x.dtype), self.spectrum).gather(2, self.places.expand(-1, x.shape[1], -1))
+
+    def _put_back(self, y: Tensor) -> Tensor:
+        if y.is_complex():
+            return torch.complex(self._put_back(y.real), self._put_back(y.imag))
+        whole = y.new_zeros(*y.shape[:2], self.signs.shape[2])
+        whole.scatter_(2, self.places.expand(-1, y.shape[1], -1), y)
+        return _convolve(whole, self.spectrum.conj()).mul_(self.signs)
 
 
 def _convolve(x: Tensor, spectrum: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from ambient_sci.errors import DataError
 from ambient_sci.operators.backends import Backend, choose
 from ambient_sci.operators.base import LinearOperator
 from ambient_sci.operators.mask import as_shape, drop
-from ambient_sci.operators.parallel import own, share_sum
+from ambient_sci.operators.parallel import SumWork, own, share_sum
 from ambient_sci.operators.sense import check_maps, combine, seen
 
 __all__ = ["Nufft"]
@@ -143,9 +143,14 @@ class Nufft(LinearOperator):
         """Ones where the weight is above zero, ``(batch, 1, samples)``."""
         return (self.weights > 0).to(self.trajectory.dtype)[:, None]
 
+    @property
+    def coils(self) -> int:
+        """Number of receive coils; one where there are no maps."""
+        return 1 if self.maps is None else int(self.maps.shape[-1 - len(self.shape)])
+
     def measurement_shape(self, channels: int = 1) -> tuple[int, ...]:
         """Coils, or else channels, and samples."""
-        return (channels if self.maps is None else self.maps.shape[-1 - len(self.shape)], self.trajectory.shape[1])
+        return (channels if self.maps is None else self.coils, self.trajectory.shape[1])
 
     # Made once and where they are needed; plans hold pointers and do not travel.
 
@@ -210,6 +215,10 @@ class Nufft(LinearOperator):
         return self._transform.adjoint(y, self._sets, self._factor)
 
     def _gram(self, x: Tensor) -> Tensor:
+        pixels = 2 ** len(self.shape) * math.prod(self.shape)
+        return share_sum(self._gram_work(), x, self.coils, pixels, torch.empty_like(x))
+
+    def _gram_work(self) -> SumWork:
         maps, every = self._sets, self._spectra
 
         def work(x: Tensor, scans: slice, coils: range, total: Tensor) -> None:
@@ -217,13 +226,13 @@ class Nufft(LinearOperator):
             if maps is None:
                 total.copy_(self._convolve(x, spectra))
                 return
+            total.zero_()
             for coil in coils:
-                one = own(maps, scans)[:, :, coil]
-                combine(total, self._convolve(seen(x, one), spectra), one)
+                one = own(maps, scans)[:, :, coil : coil + 1]
+                combine(total, self._convolve(seen(x, one), spectra), one[:, :, 0])
             total.conj_physical_()
 
-        coils, pixels = 1 if maps is None else maps.shape[2], len(every) * math.prod(self.shape)
-        return share_sum(work, x, coils, pixels, torch.empty_like(x))
+        return work
 
     def _convolve(self, x: Tensor, spectra: list[Tensor]) -> Tensor:
         axes = tuple(range(2, x.ndim))

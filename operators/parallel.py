@@ -12,21 +12,38 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["own", "share", "share_sum"]
+__all__ = ["Streaming", "SumWork", "chunks", "own", "share", "share_sum"]
 
 T = TypeVar("T")
+SumWork = Callable[[Tensor, slice, range, Tensor], None]
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """An operator that streams over coils, and whose gram can be had of some scans alone."""
+
+    @property
+    def coils(self) -> int:
+        """Number of receive coils."""
+
+    def _gram_work(self) -> SumWork:
+        """Make what `share_sum` needs for the gram."""
+
 
 PIECE = 1 << 16  # pixels of a piece: several complex images of this size fit a core's second-level cache
+CHUNK = 4 * PIECE  # pixels of a single operation, where there are as many
 WORTH = 1 << 20  # pixels of all coils and scans below which waking threads costs more than it gains
 
 
-def share(work: Callable[[Tensor, slice, range], T], values: Tensor, coils: int, pixels: int) -> list[list[T]]:
+def share(
+    work: Callable[[Tensor, slice, range], T], values: Tensor, coils: int, pixels: int, piece: int = PIECE
+) -> list[list[T]]:
     """Do the work of all scans and coils, a piece at a time.
 
     Parameters
@@ -40,6 +57,8 @@ def share(work: Callable[[Tensor, slice, range], T], values: Tensor, coils: int,
         Number of coils.
     pixels
         Pixels that are worked on for one coil of one scan, by which the size of a piece is chosen.
+    piece
+        Pixels of a piece at most, where it has more than one scan.
 
     Returns
     -------
@@ -51,29 +70,34 @@ def share(work: Callable[[Tensor, slice, range], T], values: Tensor, coils: int,
     if values.device.type != "cpu" or scans * coils * pixels <= WORTH:
         return [[work(values, slice(0, scans), range(coils))]]
     threads = torch.get_num_threads()
-    size = max(1, min(PIECE // pixels, math.ceil(scans / threads)))
+    size = max(1, min(piece // pixels, math.ceil(scans / threads)))
     pieces = [slice(start, min(start + size, scans)) for start in range(0, scans, size)]
     blocks = 1 if threads == 1 else min(coils, math.ceil(2 * threads / len(pieces)))
     edges = [coils * block // blocks for block in range(blocks + 1)]
-    tasks = [(piece, range(*edges[block : block + 2])) for piece in pieces for block in range(blocks)]
+    tasks = [(some, range(*edges[block : block + 2])) for some in pieces for block in range(blocks)]
 
-    def one(task: tuple[slice, range]) -> T:
+    left = iter(tasks)  # one for all threads: whoever is free takes the next
+    done: dict[tuple[int, int], T] = {}
+
+    def serve(_: int) -> None:
         with torch.no_grad():  # which every thread has to say for itself
-            return work(values[task[0]], *task)
+            for some, block in left:
+                done[some.start, block.start] = work(values[some], some, block)
 
-    done = list(map(one, tasks) if threads == 1 or len(tasks) == 1 else _pool(threads).map(one, tasks))
-    return [done[start : start + blocks] for start in range(0, len(done), blocks)]
+    if threads == 1 or len(tasks) == 1:
+        serve(0)
+    else:
+        list(_pool(threads).map(serve, range(threads)))
+    return [[done[some.start, start] for start in edges[:-1]] for some in pieces]
 
 
-def share_sum(
-    work: Callable[[Tensor, slice, range, Tensor], None], values: Tensor, coils: int, pixels: int, result: Tensor
-) -> Tensor:
+def share_sum(work: SumWork, values: Tensor, coils: int, pixels: int, result: Tensor) -> Tensor:
     """Do work that sums over coils, as `share` does any.
 
     Parameters
     ----------
     work
-        Called as in `share`, with a tensor of zeros for these scans on top, to which it adds these coils.
+        Called as in `share`, with a tensor for these scans on top, which it fills with the sum over these coils.
     values, coils, pixels
         As in `share`.
     result
@@ -87,7 +111,7 @@ def share_sum(
 
     def part(values: Tensor, scans: slice, block: range) -> tuple[slice, Tensor]:
         own = result[scans]
-        total = own.zero_() if len(block) == coils else torch.zeros_like(own)
+        total = own if len(block) == coils else torch.empty_like(own)
         work(values, scans, block, total)
         return scans, total
 
@@ -99,6 +123,14 @@ def share_sum(
             for _, other in blocks[2:]:
                 total += other.numpy()
     return result
+
+
+def chunks(count: int, pixels: int) -> int:
+    """Into how many chunks to cut so many rows or coils, of so many pixels each, for operations on one at a time.
+
+    Smaller ones would stay in a nearer cache, but threads would ask for Python's lock too often.
+    """
+    return max(1, round(count * pixels / CHUNK))
 
 
 def own(parameter: Tensor, scans: slice) -> Tensor:

@@ -15,6 +15,7 @@ which the mask does not depend, :math:`F^H F` cancels, and the gram operator tra
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from ambient_sci.operators.fourier import (
     gram_filter,
 )
 from ambient_sci.operators.mask import as_mask, drop
-from ambient_sci.operators.parallel import own, share, share_sum
+from ambient_sci.operators.parallel import SumWork, chunks, own, share, share_sum
 
 __all__ = ["Sense", "check_maps", "combine", "seen"]
 
@@ -114,8 +115,9 @@ class Sense(LinearOperator):
         def work(x: Tensor, scans: slice, coils: range) -> None:
             phased, maps, post = x * phase, own(self._sets, scans), own(every, scans)
             for coil in coils:
-                kspace = torch.fft.fftn(seen(phased, maps[:, :, coil]), dim=self._axes, norm="ortho")
-                torch.mul(kspace, _coil(post, coil), out=y[scans, coil : coil + 1])
+                some = slice(coil, coil + 1)
+                kspace = torch.fft.fftn(seen(phased, maps[:, :, some]), dim=self._axes, norm="ortho")
+                torch.mul(kspace, _coils(post, some), out=y[scans, some])
 
         share(work, x, self.coils, math.prod(self.shape))
         return y
@@ -125,8 +127,10 @@ class Sense(LinearOperator):
 
         def work(y: Tensor, scans: slice, coils: range, total: Tensor) -> None:
             maps, post = own(self._sets, scans), own(every, scans).resolve_conj()
+            total.zero_()
             for coil in coils:
-                kspace = y[:, coil : coil + 1] * _coil(post, coil)
+                some = slice(coil, coil + 1)
+                kspace = y[:, some] * _coils(post, some)
                 combine(total, torch.fft.ifftn(kspace, dim=self._axes, norm="ortho"), maps[:, :, coil])
             total.conj_physical_().mul_(phase)
 
@@ -134,16 +138,33 @@ class Sense(LinearOperator):
         return share_sum(work, y, self.coils, math.prod(self.shape), x)
 
     def _gram(self, x: Tensor) -> Tensor:
-        every = self._filter
+        return share_sum(self._gram_work(), x, self.coils, math.prod(self.shape), torch.empty_like(x))
+
+    def _gram_work(self) -> SumWork:
+        every, rest = self._filter, math.prod(self.shape[1:])
 
         def work(x: Tensor, scans: slice, coils: range, total: Tensor) -> None:
-            maps, mask = own(self._sets, scans), own(every, scans)
-            for coil in coils:
-                one = maps[:, :, coil]
-                total.addcmul_(filtered(seen(x, one), _coil(mask, coil)), one)  # conjugates, as in `combine`
-            total.conj_physical_()
+            maps = own(self._sets, scans)[:, :, coils.start : coils.stop]
+            mask = _coils(own(every, scans), slice(coils.start, coils.stop))
+            # rows along an axis on which sampling does not depend are problems of their own
+            apart = mask.shape[2] == 1 and x.device.type == "cpu"
+            slabs = chunks(self.shape[0], len(x) * rest) if apart else 1
+            for image, seeing, result in zip(
+                x.chunk(slabs, 2), maps.chunk(slabs, 3), total.chunk(slabs, 2), strict=True
+            ):
+                sums: Any = None
+                parts = chunks(len(coils), len(x) * image.shape[2] * rest)
+                masks = mask.chunk(parts, 1) if mask.shape[1] > 1 else repeat(mask)
+                for some, measured in zip(seeing.chunk(parts, 2), masks, strict=False):
+                    # conjugates, as in `combine`; without a name they leave their place in the cache to the next ones
+                    if sums is None:
+                        sums = filtered(seen(image, some), measured)[:, None]
+                        sums = sums.mul_(some) if some.shape[1] == 1 else sums * some
+                    else:
+                        sums[:, :, : some.shape[2]].addcmul_(filtered(seen(image, some), measured)[:, None], some)
+                torch.sum(sums, 2, out=result).conj_physical_()
 
-        return share_sum(work, x, self.coils, math.prod(self.shape), torch.empty_like(x))
+        return work
 
     def _check_image(self, x: Tensor) -> None:
         if tuple(x.shape[1:]) != (self._sets.shape[1], *self.shape) or not x.is_complex():
@@ -178,8 +199,8 @@ class Sense(LinearOperator):
         return centred_fft(coil_noise, len(self.shape)) * self.mask
 
 
-def _coil(tensor: Tensor, coil: int) -> Tensor:
-    return tensor[:, coil : coil + 1] if tensor.shape[1] > 1 else tensor
+def _coils(tensor: Tensor, some: slice) -> Tensor:
+    return tensor[:, some] if tensor.shape[1] > 1 else tensor
 
 
 def check_maps(maps: Tensor, batch: int, axes: int) -> None:
@@ -196,8 +217,8 @@ def check_maps(maps: Tensor, batch: int, axes: int) -> None:
 
 
 def seen(x: Tensor, maps: Tensor) -> Tensor:
-    """See images ``(batch, set, *spatial)`` through one coil's maps of that shape: ``(batch, 1, *spatial)``."""
-    return x * maps if maps.shape[1] == 1 else (x * maps).sum(1, keepdim=True)
+    """See images ``(batch, set, *spatial)`` through maps ``(batch, set, coil, *spatial)`` of some coils."""
+    return x * maps[:, 0] if maps.shape[1] == 1 else (x[:, :, None] * maps).sum(1)
 
 
 def combine(total: Tensor, seen: Tensor, maps: Tensor) -> None:
