@@ -125,8 +125,9 @@ def test_snippets(folder: Path) -> None:
     assert names["images"].shape == (16, 1, 32, 32)
     assert names["result"].sizes["draw"] == 8
     made = {path.name for path in folder.iterdir()} - given
-    stores = {"scans.zarr", "held-out.zarr", "measured.zarr", "mine.zarr"}
-    assert made == stores | {"run", "samples", "recon.zarr", "measured-recon.zarr", "metrics.json", "figure.png"}
+    stores = {"scans.zarr", "held-out.zarr", "measured.zarr", "measured.h5", "mine.zarr"}
+    results = {"recon.zarr", "measured-recon.zarr", "metrics.json", "figure.png", "nifti"}
+    assert made == stores | results | {"run", "samples"}
 
 
 def test_operator_example_passes_its_tests(tmp_path: Path) -> None:
@@ -146,7 +147,7 @@ def test_operator_example_passes_its_tests(tmp_path: Path) -> None:
     assert re.search(r"\d\d passed", done.stdout)
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/formats.md"])
 def test_links_lead_somewhere(name: str) -> None:
     path = ROOT / name
     links = re.findall(r"\]\(([^)#]+)", path.read_text())
