@@ -57,8 +57,12 @@ def describe(store: Store) -> Description:
         if name == "appended":
             value = ", then ".join(f"{entry.get('source', 'scans')} {_range(entry['scans'])}" for entry in value)
         elif isinstance(value, dict):
-            value = ", ".join(f"{key} {entry}" for key, entry in value.items())
-        facts[name.replace("_", " ")] = value
+            value = ", ".join(f"{key} {entry}" for key, entry in value.items() if entry is not None)
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value))
+        label = name.replace("_", " ")
+        if value != "":
+            facts[label if label not in facts else f"{label}, how"] = value
     facts["fingerprint"] = store.fingerprint
     return Description(facts)
 
