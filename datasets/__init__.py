@@ -1,7 +1,8 @@
 """Data sets: stores of measured scans, and the ways into them.
 
 `ambient_sci.datasets.schema` has the names and dimensions of a store, `open_store` reads one, `StoreWriter` writes one;
-`simulate` measures images, `import_array` brings in k-space that was measured, `batches` draws from a store to train.
+`simulate` measures images, `import_array` brings in k-space that was measured, `batches` draws from a store to train, and `StoreDataset` does so in the workers
+of a torch ``DataLoader``.
 """
 
 if __name__ != "ambient_sci.datasets":  # found as a top-level name from the repository root
@@ -10,7 +11,7 @@ if __name__ != "ambient_sci.datasets":  # found as a top-level name from the rep
 from ambient_sci.datasets.describe import Description, describe
 from ambient_sci.datasets.importers.array import import_array
 from ambient_sci.datasets.importing import import_files, import_scans
-from ambient_sci.datasets.loader import batches
+from ambient_sci.datasets.loader import StoreDataset, batches
 from ambient_sci.datasets.prepare import Preparation
 from ambient_sci.datasets.raw import RawScan, ReadyScan
 from ambient_sci.datasets.readers import read_images
@@ -24,6 +25,7 @@ __all__ = [
     "RawScan",
     "ReadyScan",
     "Store",
+    "StoreDataset",
     "StoreWriter",
     "batches",
     "describe",
