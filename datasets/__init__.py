@@ -1,8 +1,8 @@
 """Data sets: stores of measured scans, and the ways into them.
 
 `ambient_sci.datasets.schema` has the names and dimensions of a store, `open_store` reads one, `StoreWriter` writes one;
-`simulate` measures images, `import_array` brings in k-space that was measured, `batches` draws from a store to train, and `StoreDataset` does so in the workers
-of a torch ``DataLoader``.
+`simulate` measures images, `import_array` brings in k-space that was measured, `batches` draws from a store to train,
+and `StoreDataset` does so in the workers of a torch ``DataLoader``.
 """
 
 if __name__ != "ambient_sci.datasets":  # found as a top-level name from the repository root
