@@ -1,8 +1,8 @@
 """Data sets: stores of measured scans, and the ways into them.
 
 `ambient_sci.datasets.schema` has the names and dimensions of a store, `open_store` reads one, `StoreWriter` writes one;
-`import_files` brings in what instruments measured, `simulate` measures images, `batches` draws from a store to train,
-`export` writes reconstructions for other programs.
+`import_files` brings in what instruments measured, `simulate` measures images, `batches` draws from a store to train (and
+`StoreDataset` in the workers of a torch ``DataLoader``), `export` writes reconstructions for other programs.
 """
 
 if __name__ != "ambient_sci.datasets":  # found as a top-level name from the repository root
@@ -13,7 +13,7 @@ from ambient_sci.datasets.describe import Description, describe
 from ambient_sci.datasets.exporting import export
 from ambient_sci.datasets.importers.array import import_array
 from ambient_sci.datasets.importing import import_files, import_scans
-from ambient_sci.datasets.loader import batches
+from ambient_sci.datasets.loader import StoreDataset, batches
 from ambient_sci.datasets.prepare import Preparation
 from ambient_sci.datasets.raw import RawScan, ReadyScan
 from ambient_sci.datasets.readers import read_images
@@ -29,6 +29,7 @@ __all__ = [
     "ReadyScan",
     "SizeGroup",
     "Store",
+    "StoreDataset",
     "StoreWriter",
     "batches",
     "convert",

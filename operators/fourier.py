@@ -13,7 +13,7 @@ the factors fold into what is multiplied anyway.
 
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -46,10 +46,6 @@ class Fourier(LinearOperator):
         self.shape = as_shape(self.mask.shape[2:] or (1,) if shape is None else shape)
         self.calibration = _check_mask(self.mask, self.shape, 1, calibration)
         self._axes = tuple(range(-len(self.shape), 0))
-        phase = centring(self.shape, self.mask.device, self.mask.dtype)
-        self._pre = phase
-        self._post = self.mask * (phase * _constant(self.shape))
-        self._filter = gram_filter(self.mask)
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -69,6 +65,24 @@ class Fourier(LinearOperator):
     def measurement_shape(self, channels: int = 1) -> tuple[int, ...]:
         """Shape of the image."""
         return (channels, *self.shape)
+
+    # made when first needed: for a mask of columns they are as large as the measurements
+
+    @cached_property
+    def _pre(self) -> Tensor:
+        return centring(self.shape, self.mask.device, self.mask.dtype)
+
+    @cached_property
+    def _post(self) -> Tensor:
+        return self.mask * (self._pre * _constant(self.shape))
+
+    @cached_property
+    def _filter(self) -> Tensor:
+        return gram_filter(self.mask)
+
+    def __getstate__(self) -> dict[str, Any]:
+        made = ("_pre", "_post", "_filter")
+        return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def _forward(self, x: Tensor) -> Tensor:
         y: Tensor = torch.fft.fftn(x * self._pre, dim=self._axes, norm="ortho").mul_(self._post)
