@@ -1,0 +1,217 @@
+r"""What scans leave unknown to someone who knows the power spectrum of images and nothing else.
+
+Images are taken to be Gaussian with independent coefficients of power :math:`C_k` (per real component) in a basis:
+frequencies, of an isotropic spectrum, or pixels where pixels are what is measured. Of a scan with the information
+:math:`G = A^H \Sigma^{-1} A`, :math:`\Sigma` the noise variances per real component, there remains
+
+.. math:: X = (C^{-1} + G)^{-1}, \qquad W_k = (X G)_{kk} = 1 - X_{kk} / C_k,
+
+and :math:`W_k`, the *determined share*, is 0 for what the scan does not measure and :math:`\mathrm{snr} / (1 +
+\mathrm{snr})` for what it measures directly. Diagonals are found from probes :math:`\xi` whose coefficients have modulus
+one, :math:`W_k = E[\bar \xi_k (X G \xi)_k]` (Hutchinson 1990, Commun. Stat. Simul. 19:433): exact where :math:`A^H A` is
+diagonal in the basis.
+
+The spectrum that makes the measurements most likely is a fixed point of
+
+.. math:: C_b \leftarrow \frac{\sum_{k \in b} |\hat x_k|^2}{\sum_{k \in b} W_k}, \qquad \hat x = X A^H \Sigma^{-1} y
+
+over the coefficients :math:`k` of a band :math:`b` in all scans (MacKay 1992, Neural Comput. 4:415). Bands that are hardly
+measured get what the power law of the outer measured bands says.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ambient_sci.measurement import Measurement, randn_like
+from ambient_sci.operators import conjugate_gradient
+from ambient_sci.operators.fourier import centred_fft, centred_ifft
+
+__all__ = ["Basis", "determined", "fit_power", "information", "posterior_mean", "resolve"]
+
+Map = Callable[[Tensor], Tensor]
+STEPS = 6  # of the spectrum's fixed-point iteration
+MEASURED = 0.05  # determined share from which a band speaks for itself
+FLOOR = 1e-3  # noise relative to the measured values that counts as none
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Coefficients of images: frequencies (centred, orthonormal) or the pixels themselves.
+
+    Parameters
+    ----------
+    pixels
+        Whether the coefficients are the pixels.
+    shape
+        ``(channel, *spatial)`` of an image.
+    is_complex
+        Whether images are complex.
+    """
+
+    pixels: bool
+    shape: tuple[int, ...]
+    is_complex: bool
+
+    @property
+    def parts(self) -> int:
+        """Real components of a coefficient's own: 2 for complex images."""
+        return 2 if self.is_complex else 1
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        """Coefficients of images."""
+        return x if self.pixels else centred_fft(x.to(x.dtype.to_complex()), len(self.shape) - 1)
+
+    def images(self, z: Tensor) -> Tensor:
+        """Images of coefficients."""
+        if self.pixels:
+            return z
+        x = centred_ifft(z, len(self.shape) - 1)
+        return x if self.is_complex else x.real
+
+    def probes(self, count: int, generator: torch.Generator) -> Tensor:
+        """Coefficients of modulus one and random phase, ``(count, *shape)``, of complex or of real images."""
+        blank = torch.zeros(count, *self.shape, dtype=torch.complex64 if self.is_complex else torch.float32)
+        z = self.coefficients(randn_like(blank, generator))
+        return z / z.abs().clamp_min(torch.finfo(torch.float32).tiny)
+
+    def bands(self) -> Tensor:
+        """Number of each coefficient's band, like ``shape`` without the channels."""
+        spatial = self.shape[1:]
+        if self.pixels:
+            return torch.arange(math.prod(spatial)).reshape(spatial)
+        return (self.radius() * (max(spatial) / 2)).round().long()
+
+    def radius(self) -> Tensor:
+        """Distance of each frequency from the centre, 1 at the edge of an axis; like ``shape`` without the channels."""
+        squares = torch.zeros(())
+        for size in self.shape[1:]:
+            offset = (torch.arange(size) - size // 2) / max(size / 2, 1)
+            squares = squares[..., None] + offset**2
+        return squares.sqrt()
+
+
+def noise_of(m: Measurement) -> Tensor:
+    """Noise per real component with as many axes as ``y``; not quite zero where it is said to be."""
+    measured = m.operator.rows.expand(m.y.shape).flatten(1).sum(1).clamp_min(1)
+    rms = (m.y.abs().square().flatten(1).sum(1) / measured).sqrt().reshape(-1, *[1] * (m.y.ndim - 1))
+    return torch.maximum(m.noise, FLOOR * rms.clamp_min(torch.finfo(m.y.real.dtype).tiny))
+
+
+def information(m: Measurement) -> Map:
+    r"""Make the map :math:`G = A^H \Sigma^{-1} A` of every scan, from images to images."""
+    noise, A = noise_of(m), m.operator
+    scalar = noise.numel() == len(noise)
+
+    def apply(x: Tensor) -> Tensor:
+        image = A.gram(x) / noise.reshape(-1, *[1] * (x.ndim - 1)) ** 2 if scalar else A.adjoint(A(x) / noise**2)
+        return image if x.is_complex() else image.real
+
+    return apply
+
+
+def resolve(apply: Map, power: Tensor, rhs: Tensor, basis: Basis, iterations: int = 40) -> Tensor:
+    r"""Solve :math:`(C^{-1} + G)\, x = r` for coefficients.
+
+    Parameters
+    ----------
+    apply
+        :math:`G`, from a batch of images to a batch of images.
+    power
+        :math:`C`, broadcastable to the coefficients.
+    rhs
+        Coefficients :math:`r`, ``(batch, *shape)``.
+    basis
+        What they are coefficients of.
+    iterations
+        At most so many conjugate gradient iterations.
+    """
+    probe = basis.probes(1, torch.Generator().manual_seed(0)).expand(rhs.shape)
+    seen = basis.coefficients(apply(basis.images(probe)))
+    gain = float((probe.conj() * seen).real.mean().clamp_min(0))
+    root, rest = (power / (1 + gain * power)).sqrt(), 1 / (1 + gain * power)  # preconditioned by (1 / C + gain)
+
+    def scaled(u: Tensor) -> Tensor:
+        return rest * u + root * basis.coefficients(apply(basis.images(root * u)))
+
+    return root * conjugate_gradient(scaled, root * rhs, iterations=iterations, tolerance=1e-4)
+
+
+def determined(m: Measurement, power: Tensor, basis: Basis, generator: torch.Generator) -> Tensor:
+    """Share of each coefficient's power that each scan determines, ``(batch, *shape)``, from one probe a scan."""
+    apply = information(m)
+    probes = basis.probes(len(m), generator)
+    explained = resolve(apply, power, basis.coefficients(apply(basis.images(probes))), basis)
+    return (probes.conj() * explained).real
+
+
+def posterior_mean(m: Measurement, power: Tensor, basis: Basis, iterations: int = 40) -> Tensor:
+    """Coefficients of the linear estimate of every scan's image, ``(batch, *shape)``."""
+    back = m.operator.adjoint(m.y / noise_of(m) ** 2)
+    back = back if basis.is_complex else back.real
+    return resolve(information(m), power, basis.coefficients(back), basis, iterations)
+
+
+def fit_power(parts: Sequence[Measurement], basis: Basis, generator: torch.Generator, tick: Callable[[], object]) -> Tensor:
+    """Power of each coefficient per real component, like ``shape`` without the channels.
+
+    Parameters
+    ----------
+    parts
+        Scans, in batches.
+    basis
+        Of the power.
+    generator
+        Source of the probes.
+    tick
+        Called after each batch of each of the `STEPS` iterations.
+    """
+    bands = basis.bands()
+    flat = bands.flatten()
+    count = torch.bincount(flat)
+    power = torch.full(bands.shape, _level(parts, basis))
+    for _ in range(STEPS):
+        energy, share = torch.zeros(len(count)), torch.zeros(len(count))
+        for m in parts:
+            estimate = posterior_mean(m, power, basis).abs().square() / basis.parts
+            known = determined(m, power, basis, generator)
+            for total, values in ((energy, estimate), (share, known)):
+                total.index_add_(0, flat, values.sum((0, 1)).flatten().to(total.dtype))
+            tick()
+        share = share / (count.clamp_min(1) * sum(map(len, parts)) * basis.shape[0])
+        energy = energy / (count.clamp_min(1) * sum(map(len, parts)) * basis.shape[0])
+        spectrum = _completed(energy / share.clamp_min(1e-9), (share >= MEASURED) & (count > 0), basis)
+        power = spectrum[flat].reshape(bands.shape)
+    return power
+
+
+def _level(parts: Sequence[Measurement], basis: Basis) -> float:
+    """Power of white images that would give measurements of this energy."""
+    m = parts[0]
+    rows = m.operator.rows.expand(m.y.shape)
+    signal = m.y.abs().square() / (2 if m.y.is_complex() else 1) - rows * m.noise**2
+    white = basis.images(basis.probes(len(m), torch.Generator().manual_seed(0)))
+    seen = m.operator(white).abs().square().sum()
+    total = float(signal.sum().clamp_min(1e-3 * m.y.abs().square().sum()))
+    # white images of unit power have coefficients of modulus one (two components: half the power each)
+    return max(total * (2 if m.y.is_complex() else 1) / basis.parts / float(seen.clamp_min(1e-30)), 1e-20)
+
+
+def _completed(spectrum: Tensor, good: Tensor, basis: Basis) -> Tensor:
+    """Fill in bands that are not measured well enough, and keep all above zero."""
+    if not bool(good.any()):
+        return spectrum.clamp_min(1e-20)
+    spectrum = spectrum.clamp_min(1e-6 * float(spectrum[good].mean()))
+    if basis.pixels:
+        return torch.where(good, spectrum, spectrum[good].mean())
+    band = torch.arange(len(spectrum)).clamp_min(0.5).double().log()
+    known = good.nonzero().flatten()
+    last = int(known[-1])
+    outer = known[known >= last // 2]
+    x, y = band[outer], spectrum[outer].double().log()
+    slope = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum().clamp_min(1e-12))
+    law = y.mean() + min(slope, 0.0) * (band - x.mean())
+    return torch.where(good, spectrum, law.exp().to(spectrum.dtype))

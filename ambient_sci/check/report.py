@@ -1,0 +1,384 @@
+"""What a check found: numbers, a verdict, and what to do about it."""
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["LEAST_SCANS", "CheckReport", "GroupReport", "Leaks", "Verdict"]
+
+Verdict = Literal["good", "marginal", "refused"]
+LEAST_SCANS = 10.0
+"""Scans that have to tell of a frequency: a variance is known from ``n`` samples to one part in the root of ``n``, so
+that ten know it to a third."""
+REFUSED_SHARE = 0.5
+"""Starved part of the missing energy from which a prior would mostly invent."""
+MARGINAL_SHARE = 0.05
+MARGINAL_DIRECTIONS = 0.01
+DUPLICATE_SHARE = 0.01
+_ORDER: tuple[Verdict, ...] = ("good", "marginal", "refused")
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """What was found for the scans of one size.
+
+    Attributes
+    ----------
+    image_shape
+        ``(channel, *spatial)``.
+    domain
+        ``"frequencies"`` or ``"pixels"``: what maps and bands are of.
+    scans, looked_at, patterns
+        Scans there are, scans that were looked at, and different sampling patterns among these.
+    ever_measured
+        Part of the frequencies or pixels that scans measure at all.
+    measured
+        Part of them that a scan measures: least, median and most over scans.
+    effective_scans
+        Sum over scans of the share of each frequency's power that the scan determines, ``(*spatial,)``.
+    starved
+        Part of each frequency's power that all scans together leave unknown, ``(*spatial,)``.
+    power
+        Power of the images per real component, ``(*spatial,)``.
+    bands
+        Rings of frequencies from the centre out: ``radius`` (1 is the edge of an axis), ``snr``, ``effective_scans``.
+    missing
+        Part of the images' energy that a scan leaves unknown to a linear estimate.
+    starved_share
+        Starved part of that missing energy.
+    eigenvalue, eigenvalue_error
+        Smallest eigenvalue of :math:`E[A^H A \\mid \\tilde A]`, averaged over :math:`\\tilde A`, and its sampling error.
+    eigenvalue_how
+        How it was found.
+    apart
+        Energy share of unmeasured rows that never meets what was measured; none where rows have no meaning of their own.
+    together
+        In how many scans a typical pair of rows was measured together.
+    thinning, suggested_thinning
+        Fraction of rows that was taken to be lost in training, and the one to use.
+    acceleration, supported
+        Inverse of the part that scans measure outside of the calibration, and up to which so many scans support it.
+    """
+
+    image_shape: tuple[int, ...]
+    domain: str
+    scans: int
+    looked_at: int
+    patterns: int
+    ever_measured: float
+    measured: tuple[float, float, float]
+    effective_scans: NDArray[np.float64]
+    starved: NDArray[np.float64]
+    power: NDArray[np.float64]
+    bands: dict[str, list[float]]
+    missing: float
+    starved_share: float
+    eigenvalue: float
+    eigenvalue_error: float
+    eigenvalue_how: str
+    apart: float | None
+    together: float | None
+    unitary: bool
+    thinning: float
+    suggested_thinning: float
+    acceleration: float
+    supported: float
+
+    @property
+    def starved_directions(self) -> float:
+        """Part of the frequencies of which most remains unknown."""
+        return float((self.starved > 0.5).mean())
+
+    @property
+    def starved_energy(self) -> float:
+        """Their part of the images' energy."""
+        return float(self.power[self.starved > 0.5].sum() / max(self.power.sum(), 1e-30))
+
+    def judge(self) -> tuple[Verdict, list[str], list[str]]:
+        """Verdict, reasons, and what to do about them."""
+        verdict: Verdict = "good"
+        reasons, advice = [], []
+        if self.scans < LEAST_SCANS:
+            verdict = "refused"
+            reasons.append(f"{self.scans} scans are too few: {LEAST_SCANS:.0f} tell of no more than a variance each")
+            advice.append("measure more scans, or use a prior that was trained on others")
+        if self.starved_share >= REFUSED_SHARE:
+            verdict = "refused"
+            what = (
+                "every scan has the same sampling pattern, so that the mean of A^H A is singular and no thinning helps"
+                if self.patterns == 1
+                else f"no number of these scans determines it: {self._starved_text()}"
+            )
+            reasons.append(f"{self.starved_share:.0%} of what a scan leaves unknown is starved; {what}")
+            advice += [
+                "vary the pattern between scans: other lines, another offset, another angle in each",
+                "add lines outside of the calibration, or more coils, which measure what the pattern leaves out",
+                "without new scans: a reconstruction with an explicit prior (l1-wavelet), a prior trained elsewhere, or EM "
+                "with a structured prior; a network learned from these scans would invent what is missing",
+            ]
+        elif self.starved_share >= MARGINAL_SHARE or self.starved_directions >= MARGINAL_DIRECTIONS:
+            verdict = _worse(verdict, "marginal")
+            reasons.append(
+                f"{self._starved_text()}; that is {self.starved_share:.1%} of what a scan leaves unknown, and will stay so"
+            )
+            advice.append("let some scans measure there, or take what results show there for invented")
+        if self.apart is not None and self.apart >= REFUSED_SHARE and self.unitary:
+            verdict = "refused"
+            reasons.append(
+                f"patterns keep {self.apart:.0%} of the lines or pixels apart: each is measured, but never in one scan, so "
+                "that no scan tells how they go together"
+            )
+            advice.append("draw patterns independently instead of from a few interleaved ones")
+        elif self.apart is not None and self.apart >= MARGINAL_SHARE:
+            verdict = _worse(verdict, "marginal")
+            reasons.append(f"{self.apart:.0%} of the lines or pixels are never measured in one scan with the others")
+            advice.append("draw patterns independently instead of from a few interleaved ones")
+        if self.together is not None and self.together < LEAST_SCANS:
+            verdict = _worse(verdict, "marginal")
+            reasons.append(
+                f"a typical pair of rows was measured together in {self.together:.1f} scans: few for this acceleration"
+            )
+            advice.append(f"measure more scans, or less undersampled ones (acceleration up to {self.supported:.1f})")
+        return verdict, reasons, advice
+
+    def _starved_text(self) -> str:
+        """Where it is, in words."""
+        return (
+            f"{self.starved_directions:.0%} of the {self.domain} ({self.where()}) are hardly ever measured above the "
+            f"noise, with {self.starved_energy:.2%} of the energy"
+        )
+
+    def where(self) -> str:
+        """Place of the starved frequencies or pixels."""
+        where = self.starved > 0.5
+        if not where.any():
+            return "none"
+        axes = [where.any(tuple(other for other in range(where.ndim) if other != axis)) for axis in range(where.ndim)]
+        full = [axis for axis in range(where.ndim) if (where == where.take([0], axis)).all()]
+        if len(full) == where.ndim - 1 and where.ndim > 1:
+            (axis,) = set(range(where.ndim)) - set(full)
+            return f"lines {_ranges(np.flatnonzero(axes[axis]))} of {where.shape[axis]}"
+        if self.domain == "pixels":
+            return f"{int(where.sum())} pixels"
+        squares = np.zeros(())
+        for size in where.shape:
+            squares = squares[..., None] + ((np.arange(size) - size // 2) / max(size / 2, 1)) ** 2
+        radius = np.sqrt(squares)
+        inside = (~where) & (radius >= np.quantile(radius[where], 0.05))
+        if inside.sum() < 0.05 * where.size:
+            return f"from {np.quantile(radius[where], 0.05):.2f} of the highest frequency outwards"
+        return f"between {radius[where].min():.2f} and {radius[where].max():.2f} of the highest frequency"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the maps, as JSON can hold it."""
+        verdict, reasons, advice = self.judge()
+        counts = np.quantile(self.effective_scans, (0, 0.5, 1)).tolist()
+        names = ("domain", "scans", "looked_at", "patterns", "ever_measured", "bands", "missing", "starved_share")
+        more = ("starved_directions", "starved_energy", "eigenvalue", "eigenvalue_error", "eigenvalue_how", "apart")
+        last = ("together", "thinning", "suggested_thinning", "acceleration", "supported")
+        return {
+            "verdict": verdict,
+            "reasons": reasons,
+            "advice": advice,
+            "image_shape": list(self.image_shape),
+            "measured": dict(zip(("least", "median", "most"), self.measured, strict=True)),
+            "effective_scans": dict(zip(("least", "median", "most"), counts, strict=True)),
+            "starved_where": self.where(),
+            **{name: getattr(self, name) for name in (*names, *more, *last)},
+        }
+
+    def facts(self) -> dict[str, str]:
+        """Lines of the table."""
+        low, middle, high = np.quantile(self.effective_scans, (0, 0.5, 1))
+        size = " × ".join(map(str, self.image_shape))
+        least, median, most = (f"{100 * value:.3g}" for value in self.measured)
+        span = f"{median} %" if least == most else f"{median} % ({least} to {most})"
+        facts = {
+            "scans": f"{self.scans} of {size}; {self.looked_at} looked at, {self.patterns} different patterns",
+            "measured": f"{span} by a scan, {100 * self.ever_measured:.3g} % of {self.domain} by any",
+            "effective scans": f"{low:.3g} / {middle:.3g} / {high:.3g} (least / median / most of {self.domain})",
+            "signal to noise": self._rings(),
+            "left unknown": f"{self.missing:.2%} of a scan's energy, {self.starved_share:.1%} of that starved",
+            "starved": f"{self.starved_directions:.1%} of {self.domain}: {self.where()}",
+            "eigenvalue": f"{self.eigenvalue:.3g} ± {self.eigenvalue_error:.1g} ({self.eigenvalue_how}), "
+            f"thinning {self.thinning:g}",
+        }
+        if self.apart is not None and self.together is not None:
+            facts["pairs"] = f"{self.apart:.1%} kept apart, {self.together:.3g} scans for a typical pair"
+        facts["thinning"] = f"{self.suggested_thinning:.2g} suggested"
+        facts["acceleration"] = f"{self.acceleration:.3g}; so many scans support up to {self.supported:.2g}"
+        return facts
+
+    def _rings(self) -> str:
+        if self.domain == "pixels":
+            return f"{self.bands['snr'][0]:.2g} on average"
+        edges = np.array(self.bands["radius"])
+        rings = [(0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.01)]
+        snr = np.array(self.bands["snr"])
+        values = [snr[(edges >= low) & (edges < high)] for low, high in rings]
+        shown = " / ".join(f"{np.exp(np.log(v.clip(1e-12)).mean()):.2g}" for v in values if len(v))
+        return f"{shown} (frequencies to 0.25 / 0.5 / 0.75 / 1 of the highest)"
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """What training and test data share.
+
+    Attributes
+    ----------
+    path
+        The other store.
+    subjects
+        Subjects that are in both; none if a store does not name them.
+    pairs
+        Numbers of scans here and there that are the same measurement; none where that could not be told.
+    """
+
+    path: str
+    subjects: list[str] | None
+    pairs: list[tuple[int, int]] | None
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a leak."""
+        return bool(self.subjects) or bool(self.pairs)
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `ambient_sci.check.check` found; ``str()`` is a table of it.
+
+    Attributes
+    ----------
+    path, operator
+        The store and the kind of its operator.
+    groups
+        One report for the scans of each size.
+    duplicates
+        Pairs of scans that are the same measurement but for noise; none where that could not be told.
+    subjects
+        How many subjects there are; none if the store does not name them.
+    leaks
+        What is shared with another store, if one was given.
+    verdict, reasons, advice
+        ``"good"``, ``"marginal"`` or ``"refused"``, why, and what to do.
+    """
+
+    path: str
+    operator: str
+    groups: list[GroupReport]
+    duplicates: list[tuple[int, int]] | None
+    subjects: int | None
+    leaks: Leaks | None
+    verdict: Verdict = field(init=False)
+    reasons: list[str] = field(init=False)
+    advice: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        judged = [group.judge() for group in self.groups]
+        total = sum(group.scans for group in self.groups)
+        weight = {name: sum(g.scans for g, j in zip(self.groups, judged, strict=True) if j[0] == name) for name in _ORDER}
+        verdict: Verdict = "good"
+        if weight["refused"] >= 0.5 * total:
+            verdict = "refused"
+        elif weight["good"] < total:
+            verdict = "marginal"
+        label = len(self.groups) > 1
+        reasons, advice = [], []
+        for group, (_, why, how) in zip(self.groups, judged, strict=True):
+            size = " × ".join(map(str, group.image_shape))
+            reasons += [f"{size}: {text}" if label else text for text in why]
+            advice += [text for text in how if text not in advice]
+        if self.duplicates and self.duplicated > DUPLICATE_SHARE * total:
+            verdict = _worse(verdict, "marginal")
+            reasons.append(f"{self.duplicated} scans repeat another one: there is less data than it seems")
+            advice.append("keep one of each, or merge repetitions into one scan of less noise")
+        if self.leaks is not None and self.leaks.any:
+            verdict = _worse(verdict, "marginal")
+            reasons.append(f"{_leak_text(self.leaks)}: scores on {self.leaks.path} would be too good")
+            advice.append("split by subject, so that nobody is in both stores")
+        for name, value in (("verdict", verdict), ("reasons", reasons), ("advice", advice)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def duplicated(self) -> int:
+        """How many scans repeat an earlier one."""
+        return len({later for _, later in self.duplicates or []})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the maps, as JSON can hold it."""
+        leaks = None
+        if self.leaks is not None:
+            leaks = {"path": self.leaks.path, "subjects": self.leaks.subjects, "pairs": self.leaks.pairs}
+        return {
+            "store": self.path,
+            "operator": self.operator,
+            "verdict": self.verdict,
+            "reasons": self.reasons,
+            "advice": self.advice,
+            "duplicates": self.duplicates,
+            "subjects": self.subjects,
+            "leaks": leaks,
+            "groups": [group.to_dict() for group in self.groups],
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def plot(self) -> "Figure":
+        """Draw maps and profiles; see `ambient_sci.check.figure.check_figure`."""
+        from ambient_sci.check.figure import check_figure
+
+        return check_figure(self)
+
+    def __str__(self) -> str:
+        facts = [("store", f"{self.path} ({self.operator})")]
+        for group in self.groups:
+            facts += list(group.facts().items())
+        facts.append(("duplicates", self._duplicates()))
+        if self.subjects is not None:
+            facts.append(("subjects", str(self.subjects)))
+        if self.leaks is not None:
+            facts.append(("leaks", _leak_text(self.leaks) if self.leaks.any else f"none found with {self.leaks.path}"))
+        facts.append(("verdict", self.verdict))
+        facts += [("" if k else "because", text) for k, text in enumerate(self.reasons)]
+        facts += [("" if k else "what to do", text) for k, text in enumerate(self.advice)]
+        width = max(len(name) for name, _ in facts)
+        return "\n".join(f"{name:<{width}}  {text}" for name, text in facts)
+
+    def _duplicates(self) -> str:
+        if self.duplicates is None:
+            return "could not be told: too little in common, or too noisy"
+        if not self.duplicates:
+            return "none found"
+        shown = ", ".join(f"{i} and {j}" for i, j in self.duplicates[:5])
+        return f"{self.duplicated} scans repeat another: {shown}{', ...' if len(self.duplicates) > 5 else ''}"
+
+
+def _leak_text(leaks: Leaks) -> str:
+    parts = []
+    if leaks.subjects:
+        names = ", ".join(leaks.subjects[:5]) + (", ..." if len(leaks.subjects) > 5 else "")
+        parts.append(f"{len(leaks.subjects)} subjects are in both stores ({names})")
+    if leaks.pairs:
+        shown = ", ".join(f"{i} and {j}" for i, j in leaks.pairs[:5]) + (", ..." if len(leaks.pairs) > 5 else "")
+        parts.append(f"{len(leaks.pairs)} scans are in both stores (here and there: {shown})")
+    return "; ".join(parts)
+
+
+def _worse(one: Verdict, other: Verdict) -> Verdict:
+    return max(one, other, key=_ORDER.index)
+
+
+def _ranges(numbers: NDArray[np.int64]) -> str:
+    """Numbers as ranges: ``3-5, 9``."""
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
+    shown = [f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs]
+    return ", ".join(shown) if len(shown) <= 6 else f"{', '.join(shown[:5])}, ... ({len(numbers)} in all)"

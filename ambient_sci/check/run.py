@@ -1,0 +1,429 @@
+"""The check of a store: reads a sample of scans a few at a time, and puts the parts together."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ambient_sci.check import coverage, gaussian
+from ambient_sci.check.coverage import Rows
+from ambient_sci.check.duplicates import Features, same_images, same_rows
+from ambient_sci.check.gaussian import Basis
+from ambient_sci.check.report import LEAST_SCANS, CheckReport, GroupReport, Leaks
+from ambient_sci.datasets.store import SizeGroup, Store, open_store
+from ambient_sci.errors import ConfigError, DataError
+from ambient_sci.measurement import Measurement
+from ambient_sci.seeding import stream
+
+__all__ = ["check"]
+
+ON_GRID = ("fourier", "sense", "mask", "identity")  # kinds whose rows are the coefficients, coil by coil
+PIXELS = ("mask", "identity")
+CHUNK = 64 << 20  # bytes read together
+SOLVED, SOLVED_BYTES = 128, 256 << 20  # scans that linear estimates are made of
+MASKS = 512 << 20  # entries of the masks that are kept
+VALUES = 100_000_000  # measured values of all scans whose images are compared
+CAP = 100.0  # a direction that is measured at a hundredth of the mean gain counts as not measured
+SMALL = 16  # side of the images that are compared
+ROWS = 512  # rows that are compared
+STEPS = 40  # of the Lanczos method
+PROBES = 4
+
+
+def check(
+    store: Store | str | Path,
+    against: Store | str | Path | None = None,
+    *,
+    thinning: float = 0.3,
+    scans: int = 2048,
+    seed: int = 0,
+    progress: bool = True,
+) -> CheckReport:
+    """Say whether a prior can be learned from a store, before any training.
+
+    Parameters
+    ----------
+    store
+        The store to learn from, or its path.
+    against
+        Store that results are to be tested on: what it shares with the first is reported.
+    thinning
+        Fraction of rows that training hides, as `ambient_sci.TrainConfig` has it.
+    scans
+        At most so many scans of each size are looked at, evenly spread over the store; duplicates and leaks are looked
+        for among these.
+    seed
+        Of the random probes.
+    progress
+        Show progress bars for what takes longer than two seconds.
+
+    Returns
+    -------
+    CheckReport
+        Numbers, maps, verdict and advice.
+
+    Raises
+    ------
+    ConfigError
+        If ``thinning`` is not between 0 and 1, or ``scans`` is below 2.
+    DataError
+        If measurements are not finite.
+
+    Examples
+    --------
+    >>> print(check("scans.zarr", against="test.zarr"))  # doctest: +SKIP
+    """
+    if not 0 < thinning <= 1:
+        raise ConfigError(f"thinning must be above 0 and at most 1, got {thinning}")
+    if scans < 2:
+        raise ConfigError(f"scans must be at least 2, got {scans}")
+    store = store if isinstance(store, Store) else open_store(store)
+    other = against if against is None or isinstance(against, Store) else open_store(against)
+    if other is not None and other.kind != store.kind:
+        raise DataError(f"{other.path} holds {other.kind!r} scans, {store.path} {store.kind!r} ones: they do not compare")
+
+    reports, repeated, shared, told = [], [], [], []
+    for group in store.groups:
+        made = _Group(store, group, scans, seed, progress)
+        reports.append(made.report(thinning))
+        features = made.features(store, made.sample)
+        pairs, could = made.pairs(features)
+        repeated += [(int(features.scans[i]), int(features.scans[j])) for i, j in pairs]
+        told.append(could)
+        for theirs in [] if other is None else other.groups:
+            if theirs.image_shape == group.image_shape and theirs.measurement_shape == group.measurement_shape:
+                foreign = made.features(other, _spread(theirs.scans, scans))
+                both, could = made.pairs(features.joined(foreign))
+                here = len(features.scans)
+                shared += [(int(features.scans[i]), int(foreign.scans[j - here])) for i, j in both if i < here <= j]
+                told.append(could)
+    leaks = None
+    if other is not None:
+        leaks = Leaks(str(other.path), _shared_subjects(store, other), sorted(shared) if any(told) else None)
+    subjects = len(np.unique(store.coords["subject"])) if "subject" in store.coords else None
+    duplicates = sorted(repeated) if any(told) else None
+    return CheckReport(str(store.path), store.kind, reports, duplicates, subjects, leaks)
+
+
+def _shared_subjects(one: Store, other: Store) -> list[str] | None:
+    if "subject" not in one.coords or "subject" not in other.coords:
+        return None
+    return sorted(set(map(str, one.coords["subject"])) & set(map(str, other.coords["subject"])))
+
+
+def _spread(numbers: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """At most so many of them, evenly spread."""
+    return numbers if len(numbers) <= most else numbers[np.linspace(0, len(numbers) - 1, most).round().astype(int)]
+
+
+class _Group:
+    """Scans of one size: what is read once and used by several parts of the report."""
+
+    def __init__(self, store: Store, group: SizeGroup, scans: int, seed: int, progress: bool) -> None:
+        self.store, self.group, self.progress = store, group, progress
+        self.basis = Basis(store.kind in PIXELS, tuple(group.image_shape), store.is_complex)
+        self.generator = stream(seed, 0xC4EC)
+        self.sample = _spread(group.scans, scans)
+        self._scan_rows()
+        per_scan = group.nbytes + 64 * math.prod(group.image_shape)
+        count = int(np.clip(SOLVED_BYTES // per_scan, 4, SOLVED))
+        self.parts = list(self._read(store, _spread(self.sample, count), "", CHUNK // 4))
+        work = len(self.parts) * (gaussian.STEPS + 1) + PROBES
+        self.bar = tqdm(total=work, desc="linear estimates", unit="batch", delay=2, disable=not progress)
+        self.power = gaussian.fit_power(self.parts, self.basis, self.generator, self.bar.update)
+        self.noise = float(torch.cat([(m.noise**2).flatten(1).mean(1) for m in self.parts]).mean().sqrt())
+
+    def _read(self, store: Store, scans: NDArray[np.int64], label: str, size: int = CHUNK) -> Iterator[Measurement]:
+        step = max(1, size // max(self.group.nbytes, 1))
+        starts = range(0, len(scans), step)
+        quiet = not (self.progress and label)
+        for start in tqdm(starts, desc=label, unit="batch", delay=2, disable=quiet):
+            yield store.read(scans[start : start + step])
+
+    def _scan_rows(self) -> None:
+        """Go through the operators of the sample: their rows, and which are the same."""
+        seen, digests, measured = [], [], []
+        structured, protected = True, None
+        for m in self._read(self.store, self.sample, "sampling patterns"):
+            A = m.operator
+            rows = A.rows
+            structured = structured and coverage.all_rows(A) is not None
+            if structured and len(self.sample) * rows[0].numel() > MASKS:
+                keep = _spread(self.sample, max(2, MASKS // rows[0].numel()))
+                self.sample = keep
+                return self._scan_rows()
+            if structured:
+                seen.append((rows > 0).flatten(1).numpy())
+                kept = coverage.protected_rows(A[:1])
+                protected = np.zeros(seen[0].shape[1], bool) if kept is None else (kept[0] > 0).flatten().numpy()
+            measured.append(rows.flatten(1).mean(1) if structured else rows.sum((*range(1, rows.ndim),)))
+            of_pattern = {name: value for name, value in A.parameters.items() if name not in ("maps", "scans")}
+            digests += [
+                hashlib.sha256(b"".join(value[k].contiguous().numpy().tobytes() for value in of_pattern.values())).digest()
+                for k in range(len(m))
+            ]
+        self.patterns = len(set(digests))
+        self.row_counts = torch.cat(measured).numpy()
+        self.rows = None
+        if structured and protected is not None:
+            self.rows = Rows(np.concatenate(seen), tuple(rows.shape[1:]), protected)
+        return None
+
+    # ------------------------------------------------------------------------------------------------ the report
+
+    def report(self, thinning: float) -> GroupReport:
+        share = torch.cat([self._share(m) for m in self.parts])
+        snr = self.power / self.noise**2 if self.noise > 0 else torch.full_like(self.power, math.inf)
+        direct = torch.where(snr.isinf(), 1.0, snr / (1 + snr))
+        grid = self._on_grid()
+        total = len(self.group.scans)
+        effective = total * (share.mean(0) if grid is None else grid * direct).double().clamp(0, 1).numpy()
+        if grid is None:
+            effective = _smoothed(effective)
+        starved = self._starved(total)
+        self.bar.close()
+        unknown = (1 - share.mean(0)).clamp(0, 1)
+        left = float((unknown * self.power).sum())
+        hungry = float((starved * self.power).sum())
+        missing = left / float(self.power.sum())
+        apart, together = None, None
+        if self.rows is not None:
+            apart, part = coverage.pairs_apart(self.rows, self._row_energy(), self.generator)
+            together = part * total
+        eigenvalue, error, how = self._eigenvalue(thinning)
+        acceleration = self._acceleration(share)
+        return GroupReport(
+            image_shape=tuple(self.group.image_shape),
+            domain="pixels" if self.basis.pixels else "frequencies",
+            scans=total,
+            looked_at=len(self.sample),
+            patterns=self.patterns,
+            ever_measured=1 - float((starved > 0.5).double().mean()) if grid is None else float((grid > 0).double().mean()),
+            measured=tuple(np.quantile(self._measured(), (0, 0.5, 1)).tolist()),
+            effective_scans=effective,
+            starved=starved.double().numpy(),
+            power=self.power.double().numpy(),
+            bands=self._bands(snr, effective),
+            missing=missing,
+            starved_share=min(hungry / max(left, 1e-4 * float(self.power.sum())), 1.0),
+            eigenvalue=eigenvalue,
+            eigenvalue_error=error,
+            eigenvalue_how=how,
+            apart=apart,
+            together=together,
+            unitary=self.store.kind in coverage.UNITARY,
+            thinning=thinning,
+            suggested_thinning=self._suggested(acceleration),
+            acceleration=acceleration,
+            supported=math.sqrt(total / LEAST_SCANS),
+        )
+
+    def _share(self, m: Measurement) -> Tensor:
+        self.bar.update()
+        return gaussian.determined(m, self.power, self.basis, self.generator).mean(1)
+
+    def _measured(self) -> NDArray[np.float64]:
+        """Part of the coefficients that each scan measures."""
+        if self.rows is not None:
+            return np.asarray(self.row_counts, float)
+        return np.minimum(self.row_counts / math.prod(self.group.image_shape[1:]), 1.0)
+
+    def _on_grid(self) -> Tensor | None:
+        """Part of the scans that measure each coefficient, where rows are coefficients."""
+        if self.rows is None or self.store.kind not in ON_GRID:
+            return None
+        part = torch.from_numpy(self.rows.part).float().reshape(self.rows.shape).mean(0)
+        return part.expand(self.basis.shape[1:]).contiguous()
+
+    def _row_energy(self) -> NDArray[np.float64]:
+        assert self.rows is not None
+        if self.store.kind not in ON_GRID:
+            return np.ones(math.prod(self.rows.shape))
+        energy = self.power
+        for axis, size in enumerate(self.rows.shape[1:]):
+            energy = energy.sum(axis, keepdim=True) if size == 1 else energy
+        return energy.expand(self.rows.shape).flatten().double().numpy()
+
+    def _starved(self, total: int) -> Tensor:
+        r"""Part of the power that all scans together leave unknown, :math:`(\kappa_0 / (\kappa_0 + \kappa))^2`.
+
+        :math:`\kappa` is a direction's signal-to-noise ratio in the mean of the scans, and :math:`\kappa_0` the one at
+        which `LEAST_SCANS` scans' worth of its variance is determined, :math:`N \kappa_0 / (1 + \kappa_0) = n`.
+        """
+        if total <= LEAST_SCANS:
+            return torch.ones_like(self.power)
+        limit = LEAST_SCANS / (total - LEAST_SCANS)
+        noise = max(self.noise, gaussian.FLOOR * float(self.power.max().sqrt()))
+        gram, gain = self._mean_gram()
+
+        def apply(x: Tensor) -> Tensor:
+            return gram(x) / (limit * noise**2)
+
+        power = self.power.clamp_max(CAP * limit * noise**2 / max(gain, 1e-30))
+        probes = self.basis.probes(PROBES, self.generator)
+        unknown = []
+        for probe in probes.split(1):
+            solved = gaussian.resolve(apply, power, probe, self.basis, iterations=60)
+            unknown.append((solved.abs() / power).square().mean((0, 1)))
+            self.bar.update()
+        return torch.stack(unknown).mean(0).clamp(0, 1)
+
+    def _mean_gram(self, weight: NDArray[np.float64] | None = None) -> tuple[gaussian.Map, float]:
+        """Mean of ``A^H A`` over scans for one image, and its mean eigenvalue.
+
+        Where rows mean the same in every scan, over all masks that were looked at but one scan's maps; rows that fewer
+        than `LEAST_SCANS` scans measured count as never measured.
+        """
+        if self.rows is not None:
+            part = self.rows.part if weight is None else weight
+            if weight is None:
+                part = np.where(part * len(self.group.scans) < LEAST_SCANS, 0, part)
+            full = coverage.all_rows(self.parts[0].operator[:1])
+            assert full is not None
+            rows = self.rows.on(part)
+
+            def apply(x: Tensor) -> Tensor:
+                return self._as_image(full.adjoint(rows * full(x)))
+        else:
+            every = self.parts
+            count = sum(map(len, every))
+
+            def apply(x: Tensor) -> Tensor:
+                images = (self._as_image(m.operator.gram(x.expand(len(m), *x.shape[1:]))).sum(0, True) for m in every)
+                total = sum(images, torch.zeros_like(x))
+                return total / count
+
+        probe = self.basis.images(self.basis.probes(1, self.generator))
+        gain = float((probe.conj() * apply(probe)).real.sum() / probe.abs().square().sum())
+        return apply, gain
+
+    def _as_image(self, x: Tensor) -> Tensor:
+        return x if self.basis.is_complex else x.real
+
+    def _eigenvalue(self, thinning: float) -> tuple[float, float, str]:
+        """Smallest eigenvalue of ``E[A^H A | A~]``, its error, and how it was found."""
+        looked = len(self.sample)
+        if self.rows is None:
+            half = [self._smallest(self.parts[k::2] or self.parts) for k in (0, 1)]
+            value = self._smallest(self.parts)
+            return thinning * value, thinning * abs(half[0] - half[1]) / 2, "Lanczos, of the mean over a sample"
+        rows, unitary = self.rows, self.store.kind in coverage.UNITARY
+        patterns, counts = rows.patterns()
+        if unitary and len(patterns) <= looked / 10:
+            value, _ = coverage.conditional_of_patterns(patterns, counts, rows.protected, thinning, self.generator)
+            return value, 0.0, f"exact, {len(patterns)} patterns"
+        part = rows.part
+        c = coverage.conditional(part, rows.protected, thinning)
+        if unitary:
+            return float(c.min()), _error(part, rows.protected, thinning, looked), "closed form"
+        gram, _ = self._mean_gram(c)
+        start = self.basis.images(self.basis.probes(1, self.generator))
+        value = coverage.lanczos(gram, start, self._steps())[0]
+        return value, _error(part, rows.protected, thinning, looked), "Lanczos, one scan's maps"
+
+    def _smallest(self, parts: list[Measurement]) -> float:
+        everything, self.parts = self.parts, parts
+        try:
+            gram, _ = self._mean_gram()
+            start = self.basis.images(self.basis.probes(1, self.generator))
+            return max(coverage.lanczos(gram, start, self._steps())[0], 0.0)
+        finally:
+            self.parts = everything
+
+    def _steps(self) -> int:
+        return int(np.clip(SOLVED_BYTES // (8 * math.prod(self.group.image_shape)), 8, STEPS))
+
+    def _acceleration(self, share: Tensor) -> float:
+        if self.rows is not None:
+            outer = self.rows.part[~self.rows.protected]
+            return 1 / max(float(outer.mean()), 1e-9) if len(outer) else 1.0
+        return 1 / max(float(np.mean(self._measured())), 1e-9)
+
+    def _suggested(self, acceleration: float) -> float:
+        """So much that the acceleration rises by one (Aali et al. 2024, arXiv:2403.08728), within reason."""
+        return float(np.clip(1 / (acceleration + 1), 0.1, 0.5))
+
+    def _bands(self, snr: Tensor, effective: NDArray[np.float64]) -> dict[str, list[float]]:
+        if self.basis.pixels:
+            return {"radius": [0.0], "snr": [float(snr.mean())], "effective_scans": [float(effective.mean())]}
+        bands = self.basis.bands().flatten()
+        count = torch.bincount(bands).clamp_min(1)
+
+        def mean(values: Tensor) -> list[float]:
+            total = torch.zeros(len(count), dtype=torch.float64).index_add_(0, bands, values.flatten().double())
+            return [float(value) for value in total / count]
+
+        return {
+            "radius": mean(self.basis.radius()),
+            "snr": mean(snr),
+            "effective_scans": mean(torch.from_numpy(effective)),
+        }
+
+    # ------------------------------------------------------------------------------------------------ duplicates
+
+    def features(self, store: Store, scans: NDArray[np.int64]) -> Features:
+        """What these scans are compared by: rows where they mean the same in every scan, otherwise small images."""
+        if self.store.kind in coverage.UNITARY:
+            assert self.rows is not None
+            return self._row_features(store, scans)
+        scans = _spread(scans, max(2, VALUES // math.prod(self.group.measurement_shape)))
+        values, noise = [], []
+        for m in self._read(store, scans, "small images", CHUNK // 4):
+            z = gaussian.posterior_mean(m, self.power, self.basis, iterations=12)
+            block = tuple(
+                slice(max(0, size // 2 - SMALL // 2), max(0, size // 2 - SMALL // 2) + SMALL)
+                for size in self.basis.shape[1:]
+            )
+            centre = (..., *block)
+            small = torch.fft.ifftn(torch.fft.ifftshift(z[centre], dim=_axes(block)), dim=_axes(block), norm="ortho")
+            values.append(small.abs().flatten(1))
+            share = gaussian.determined(m, self.power, self.basis, self.generator)
+            left = ((1 - share).clamp_min(0) * self.power)[centre].flatten(1).sum(1) * self.basis.parts
+            noise.append(left.expand(len(m)))
+        return Features(torch.cat(values), None, torch.cat(noise), scans)
+
+    def _row_features(self, store: Store, scans: NDArray[np.int64]) -> Features:
+        assert self.rows is not None
+        score = torch.from_numpy(self.rows.part).reshape(self.rows.shape) * self.power
+        score = score.expand(self.basis.shape).flatten()
+        chosen = score.argsort(descending=True)[:ROWS]
+        values, seen, noise = [], [], []
+        for m in self._read(store, scans, "rows to compare"):
+            values.append(m.y.flatten(1)[:, chosen])
+            seen.append(m.operator.rows.expand(m.y.shape).flatten(1)[:, chosen].to(m.y.real.dtype))
+            noise.append((gaussian.noise_of(m) ** 2).flatten(1).mean(1))
+        return Features(torch.cat(values), torch.cat(seen), torch.cat(noise), scans)
+
+    def pairs(self, features: Features) -> tuple[list[tuple[int, int]], bool]:
+        """Positions of scans that are the same measurement, and whether that can be told."""
+        if len(features.scans) < 2:
+            return [], False
+        return same_images(features, self.generator) if features.seen is None else same_rows(features)
+
+
+def _axes(block: tuple[Any, ...]) -> tuple[int, ...]:
+    return tuple(range(-len(block), 0))
+
+
+def _error(part: NDArray[np.float64], protected: NDArray[np.bool_], thinning: float, looked: int) -> float:
+    """Sampling error of the smallest conditional probability; for rows that were never seen, what 95 % would show."""
+    c = coverage.conditional(part, protected, thinning)
+    least = int(c.argmin())
+    p = part[least]
+    step = 3 / looked if p == 0 else math.sqrt(max(p * (1 - p), 1 / looked**2) / looked)
+    moved = coverage.conditional(np.array([min(p + step, 1.0)]), protected[[least]], thinning)[0]
+    return float(abs(moved - c[least]))
+
+
+def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over neighbours: from probes, single values are noisy."""
+    from scipy.ndimage import uniform_filter
+
+    return np.asarray(uniform_filter(values, 3, mode="nearest"))
