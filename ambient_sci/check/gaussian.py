@@ -30,7 +30,7 @@ from ambient_sci.measurement import Measurement, randn_like
 from ambient_sci.operators import conjugate_gradient
 from ambient_sci.operators.fourier import centred_fft, centred_ifft
 
-__all__ = ["Basis", "determined", "fit_power", "information", "posterior_mean", "resolve"]
+__all__ = ["Basis", "determined", "fit_power", "information", "posterior_mean", "resolve", "uncertainty"]
 
 Map = Callable[[Tensor], Tensor]
 STEPS = 6  # of the spectrum's fixed-point iteration
@@ -113,7 +113,7 @@ def information(m: Measurement) -> Map:
     return apply
 
 
-def resolve(apply: Map, power: Tensor, rhs: Tensor, basis: Basis, iterations: int = 40) -> Tensor:
+def resolve(apply: Map, power: Tensor, rhs: Tensor, basis: Basis, iterations: int = 30) -> Tensor:
     r"""Solve :math:`(C^{-1} + G)\, x = r` for coefficients.
 
     Parameters
@@ -148,11 +148,17 @@ def determined(m: Measurement, power: Tensor, basis: Basis, generator: torch.Gen
     return (probes.conj() * explained).real
 
 
-def posterior_mean(m: Measurement, power: Tensor, basis: Basis, iterations: int = 40) -> Tensor:
+def posterior_mean(m: Measurement, power: Tensor, basis: Basis, iterations: int = 30) -> Tensor:
     """Coefficients of the linear estimate of every scan's image, ``(batch, *shape)``."""
     back = m.operator.adjoint(m.y / noise_of(m) ** 2)
     back = back if basis.is_complex else back.real
     return resolve(information(m), power, basis.coefficients(back), basis, iterations)
+
+
+def uncertainty(m: Measurement, power: Tensor, where: Tensor, basis: Basis, generator: torch.Generator) -> Tensor:
+    """Sum of :math:`X_{kk}` over some coefficients, ``(batch,)``, from one probe a scan."""
+    probes = basis.probes(len(m), generator) * where
+    return (probes.conj() * resolve(information(m), power, probes, basis)).real.flatten(1).sum(1)
 
 
 def fit_power(parts: Sequence[Measurement], basis: Basis, generator: torch.Generator, tick: Callable[[], object]) -> Tensor:

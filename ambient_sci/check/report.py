@@ -44,6 +44,8 @@ class GroupReport:
         Sum over scans of the share of each frequency's power that the scan determines, ``(*spatial,)``.
     starved
         Part of each frequency's power that all scans together leave unknown, ``(*spatial,)``.
+    unmeasured
+        The same if there were no noise.
     power
         Power of the images per real component, ``(*spatial,)``.
     bands
@@ -63,7 +65,8 @@ class GroupReport:
     thinning, suggested_thinning
         Fraction of rows that was taken to be lost in training, and the one to use.
     acceleration, supported
-        Inverse of the part that scans measure outside of the calibration, and up to which so many scans support it.
+        Inverse of the part that scans measure outside of the calibration; and the accelerations at which random patterns
+        of so many scans would measure a pair of rows together in ten scans (comfortable) and in one (the most).
     """
 
     image_shape: tuple[int, ...]
@@ -75,6 +78,7 @@ class GroupReport:
     measured: tuple[float, float, float]
     effective_scans: NDArray[np.float64]
     starved: NDArray[np.float64]
+    unmeasured: NDArray[np.float64]
     power: NDArray[np.float64]
     bands: dict[str, list[float]]
     missing: float
@@ -88,91 +92,90 @@ class GroupReport:
     thinning: float
     suggested_thinning: float
     acceleration: float
-    supported: float
+    supported: tuple[float, float]
 
     @property
-    def starved_directions(self) -> float:
-        """Part of the frequencies of which most remains unknown."""
-        return float((self.starved > 0.5).mean())
-
-    @property
-    def starved_energy(self) -> float:
-        """Their part of the images' energy."""
-        return float(self.power[self.starved > 0.5].sum() / max(self.power.sum(), 1e-30))
+    def directions(self) -> dict[str, float]:
+        """Parts of the frequencies, and of the energy, that are not measured, and that are but drown in noise."""
+        without = self.unmeasured > 0.5
+        noisy = (self.starved > 0.5) & ~without
+        total = max(float(self.power.sum()), 1e-30)
+        return {
+            "unmeasured": float(without.mean()),
+            "unmeasured_energy": float(self.power[without].sum() / total),
+            "noisy": float(noisy.mean()),
+            "noisy_energy": float(self.power[noisy].sum() / total),
+        }
 
     def judge(self) -> tuple[Verdict, list[str], list[str]]:
         """Verdict, reasons, and what to do about them."""
         verdict: Verdict = "good"
         reasons, advice = [], []
-        if self.scans < LEAST_SCANS:
+        part = self.directions
+        invented = f"{self.starved_share:.0%} of the energy that a scan leaves unknown is starved"
+        if self.scans <= LEAST_SCANS:
             verdict = "refused"
-            reasons.append(f"{self.scans} scans are too few: {LEAST_SCANS:.0f} tell of no more than a variance each")
-            advice.append("measure more scans, or use a prior that was trained on others")
-        if self.starved_share >= REFUSED_SHARE:
+            reasons.append(f"{self.scans} scans are too few to tell even the power of each frequency or pixel")
+            advice.append("measure more scans, or use a prior that was learned from others")
+        elif self.starved_share >= REFUSED_SHARE:
             verdict = "refused"
-            what = (
-                "every scan has the same sampling pattern, so that the mean of A^H A is singular and no thinning helps"
-                if self.patterns == 1
-                else f"no number of these scans determines it: {self._starved_text()}"
-            )
-            reasons.append(f"{self.starved_share:.0%} of what a scan leaves unknown is starved; {what}")
-            advice += [
-                "vary the pattern between scans: other lines, another offset, another angle in each",
-                "add lines outside of the calibration, or more coils, which measure what the pattern leaves out",
-                "without new scans: a reconstruction with an explicit prior (l1-wavelet), a prior trained elsewhere, or EM "
-                "with a structured prior; a network learned from these scans would invent what is missing",
-            ]
-        elif self.starved_share >= MARGINAL_SHARE or self.starved_directions >= MARGINAL_DIRECTIONS:
-            verdict = _worse(verdict, "marginal")
+            if part["unmeasured_energy"] >= part["noisy_energy"]:
+                same = "all scans have one pattern: the mean of A^H A is singular, and no thinning helps"
+                reasons.append(f"{invented}: {same if self.patterns == 1 else self._unmeasured_text()}")
+                advice += [
+                    "vary the pattern between scans: other lines, another offset, another angle in each",
+                    "add lines outside of the calibration, or coils, which measure what the pattern leaves out",
+                    "without new scans: l1-wavelet reconstructions, a prior learned elsewhere, or EM with a structured "
+                    "prior; a network learned from these scans would invent what is missing",
+                ]
+            else:
+                reasons.append(f"{invented}: it drowns in the noise of all {self.scans} scans")
+                advice.append("average more, or measure more scans")
+        elif self.starved_share >= MARGINAL_SHARE or part["unmeasured"] >= MARGINAL_DIRECTIONS:
+            verdict = "marginal"
+            if part["unmeasured"] >= MARGINAL_DIRECTIONS:
+                reasons.append(f"{self._unmeasured_text()}; {invented}, and will stay as the start of the training has it")
+                advice.append("let some scans measure there, or take for invented what results show there")
+            else:
+                reasons.append(f"{invented}: mostly, it drowns in the noise of all {self.scans} scans")
+                advice.append("average more, measure more scans, or do not trust the finest details")
+        if self.apart is not None and self.apart >= MARGINAL_SHARE:
+            refused = self.apart >= REFUSED_SHARE and self.unitary
+            verdict = _worse(verdict, "refused" if refused else "marginal")
             reasons.append(
-                f"{self._starved_text()}; that is {self.starved_share:.1%} of what a scan leaves unknown, and will stay so"
+                f"of what was measured, {self.apart:.0%} (by energy) is never in one scan with what was not, so that no scan "
+                "tells how the two go together"
             )
-            advice.append("let some scans measure there, or take what results show there for invented")
-        if self.apart is not None and self.apart >= REFUSED_SHARE and self.unitary:
-            verdict = "refused"
-            reasons.append(
-                f"patterns keep {self.apart:.0%} of the lines or pixels apart: each is measured, but never in one scan, so "
-                "that no scan tells how they go together"
-            )
-            advice.append("draw patterns independently instead of from a few interleaved ones")
-        elif self.apart is not None and self.apart >= MARGINAL_SHARE:
+            advice.append("draw patterns independently instead of from a few interleaved ones, or add calibration")
+        elif self.together is not None and self.together < 1:
             verdict = _worse(verdict, "marginal")
-            reasons.append(f"{self.apart:.0%} of the lines or pixels are never measured in one scan with the others")
-            advice.append("draw patterns independently instead of from a few interleaved ones")
-        if self.together is not None and self.together < LEAST_SCANS:
-            verdict = _worse(verdict, "marginal")
-            reasons.append(
-                f"a typical pair of rows was measured together in {self.together:.1f} scans: few for this acceleration"
-            )
-            advice.append(f"measure more scans, or less undersampled ones (acceleration up to {self.supported:.1f})")
+            reasons.append(f"most pairs of rows were never measured together ({self.together:.2f} scans on average)")
+            advice.append(f"measure more scans, or less undersampled ones (acceleration up to {self.supported[1]:.2g})")
         return verdict, reasons, advice
 
-    def _starved_text(self) -> str:
-        """Where it is, in words."""
+    def _unmeasured_text(self) -> str:
+        part = self.directions
         return (
-            f"{self.starved_directions:.0%} of the {self.domain} ({self.where()}) are hardly ever measured above the "
-            f"noise, with {self.starved_energy:.2%} of the energy"
+            f"{part['unmeasured']:.0%} of the {self.domain} ({self.where()}) are not measured, with about "
+            f"{part['unmeasured_energy']:.2%} of the energy"
         )
 
     def where(self) -> str:
-        """Place of the starved frequencies or pixels."""
-        where = self.starved > 0.5
+        """Place of what is not measured, in words."""
+        where = self.unmeasured > 0.5
         if not where.any():
             return "none"
-        axes = [where.any(tuple(other for other in range(where.ndim) if other != axis)) for axis in range(where.ndim)]
-        full = [axis for axis in range(where.ndim) if (where == where.take([0], axis)).all()]
-        if len(full) == where.ndim - 1 and where.ndim > 1:
-            (axis,) = set(range(where.ndim)) - set(full)
-            return f"lines {_ranges(np.flatnonzero(axes[axis]))} of {where.shape[axis]}"
+        constant = [axis for axis in range(where.ndim) if (where == where.take([0], axis)).all()]
+        if where.ndim > 1 and len(constant) == where.ndim - 1:
+            (axis,) = set(range(where.ndim)) - set(constant)
+            lines = np.flatnonzero(where.any(tuple(constant)))
+            return f"lines {_ranges(lines)} of {where.shape[axis]}"
         if self.domain == "pixels":
             return f"{int(where.sum())} pixels"
-        squares = np.zeros(())
-        for size in where.shape:
-            squares = squares[..., None] + ((np.arange(size) - size // 2) / max(size / 2, 1)) ** 2
-        radius = np.sqrt(squares)
-        inside = (~where) & (radius >= np.quantile(radius[where], 0.05))
-        if inside.sum() < 0.05 * where.size:
-            return f"from {np.quantile(radius[where], 0.05):.2f} of the highest frequency outwards"
+        radius = _radius(where.shape)
+        start = np.quantile(radius[where], 0.05)
+        if (~where & (radius >= start)).sum() < 0.1 * where.sum():
+            return f"beyond {start:.2f} of the highest frequency"
         return f"between {radius[where].min():.2f} and {radius[where].max():.2f} of the highest frequency"
 
     def to_dict(self) -> dict[str, Any]:
@@ -180,7 +183,7 @@ class GroupReport:
         verdict, reasons, advice = self.judge()
         counts = np.quantile(self.effective_scans, (0, 0.5, 1)).tolist()
         names = ("domain", "scans", "looked_at", "patterns", "ever_measured", "bands", "missing", "starved_share")
-        more = ("starved_directions", "starved_energy", "eigenvalue", "eigenvalue_error", "eigenvalue_how", "apart")
+        more = ("directions", "eigenvalue", "eigenvalue_error", "eigenvalue_how", "apart")
         last = ("together", "thinning", "suggested_thinning", "acceleration", "supported")
         return {
             "verdict": verdict,
@@ -189,14 +192,14 @@ class GroupReport:
             "image_shape": list(self.image_shape),
             "measured": dict(zip(("least", "median", "most"), self.measured, strict=True)),
             "effective_scans": dict(zip(("least", "median", "most"), counts, strict=True)),
-            "starved_where": self.where(),
+            "unmeasured_where": self.where(),
             **{name: getattr(self, name) for name in (*names, *more, *last)},
         }
 
     def facts(self) -> dict[str, str]:
         """Lines of the table."""
         low, middle, high = np.quantile(self.effective_scans, (0, 0.5, 1))
-        size = " × ".join(map(str, self.image_shape))
+        size, part = " × ".join(map(str, self.image_shape)), self.directions
         least, median, most = (f"{100 * value:.3g}" for value in self.measured)
         span = f"{median} %" if least == most else f"{median} % ({least} to {most})"
         facts = {
@@ -205,14 +208,15 @@ class GroupReport:
             "effective scans": f"{low:.3g} / {middle:.3g} / {high:.3g} (least / median / most of {self.domain})",
             "signal to noise": self._rings(),
             "left unknown": f"{self.missing:.2%} of a scan's energy, {self.starved_share:.1%} of that starved",
-            "starved": f"{self.starved_directions:.1%} of {self.domain}: {self.where()}",
+            "unmeasured": f"{part['unmeasured']:.1%} of {self.domain} ({self.where()}), with about "
+            f"{part['unmeasured_energy']:.2%} of the energy; in noise {part['noisy']:.1%}, with {part['noisy_energy']:.2%}",
             "eigenvalue": f"{self.eigenvalue:.3g} ± {self.eigenvalue_error:.1g} ({self.eigenvalue_how}), "
             f"thinning {self.thinning:g}",
         }
         if self.apart is not None and self.together is not None:
             facts["pairs"] = f"{self.apart:.1%} kept apart, {self.together:.3g} scans for a typical pair"
         facts["thinning"] = f"{self.suggested_thinning:.2g} suggested"
-        facts["acceleration"] = f"{self.acceleration:.3g}; so many scans support up to {self.supported:.2g}"
+        facts["acceleration"] = f"{self.acceleration:.3g}; so many scans support {self.supported[0]:.2g}, at most {self.supported[1]:.2g}"
         return facts
 
     def _rings(self) -> str:
@@ -371,6 +375,14 @@ def _leak_text(leaks: Leaks) -> str:
         shown = ", ".join(f"{i} and {j}" for i, j in leaks.pairs[:5]) + (", ..." if len(leaks.pairs) > 5 else "")
         parts.append(f"{len(leaks.pairs)} scans are in both stores (here and there: {shown})")
     return "; ".join(parts)
+
+
+def _radius(shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Distance from the centre, 1 at the edge of an axis."""
+    squares = np.zeros(())
+    for size in shape:
+        squares = squares[..., None] + ((np.arange(size) - size // 2) / max(size / 2, 1)) ** 2
+    return np.asarray(np.sqrt(squares))
 
 
 def _worse(one: Verdict, other: Verdict) -> Verdict:

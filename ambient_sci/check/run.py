@@ -4,7 +4,6 @@ import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +13,13 @@ from tqdm.auto import tqdm
 
 from ambient_sci.check import coverage, gaussian
 from ambient_sci.check.coverage import Rows
-from ambient_sci.check.duplicates import Features, same_images, same_rows
+from ambient_sci.check.duplicates import LEAST, Features, same_images, same_rows
 from ambient_sci.check.gaussian import Basis
 from ambient_sci.check.report import LEAST_SCANS, CheckReport, GroupReport, Leaks
 from ambient_sci.datasets.store import SizeGroup, Store, open_store
 from ambient_sci.errors import ConfigError, DataError
 from ambient_sci.measurement import Measurement
+from ambient_sci.operators.fourier import centred_ifft
 from ambient_sci.seeding import stream
 
 __all__ = ["check"]
@@ -27,12 +27,13 @@ __all__ = ["check"]
 ON_GRID = ("fourier", "sense", "mask", "identity")  # kinds whose rows are the coefficients, coil by coil
 PIXELS = ("mask", "identity")
 CHUNK = 64 << 20  # bytes read together
-SOLVED, SOLVED_BYTES = 128, 256 << 20  # scans that linear estimates are made of
+SOLVED, SOLVED_BYTES = 48, 256 << 20  # scans that linear estimates are made of
 MASKS = 512 << 20  # entries of the masks that are kept
 VALUES = 100_000_000  # measured values of all scans whose images are compared
 CAP = 100.0  # a direction that is measured at a hundredth of the mean gain counts as not measured
 SMALL = 16  # side of the images that are compared
 ROWS = 512  # rows that are compared
+CLEAR = 9.0  # signal-to-noise ratio of coefficients that scans are compared by
 STEPS = 40  # of the Lanczos method
 PROBES = 4
 
@@ -135,7 +136,7 @@ class _Group:
         per_scan = group.nbytes + 64 * math.prod(group.image_shape)
         count = int(np.clip(SOLVED_BYTES // per_scan, 4, SOLVED))
         self.parts = list(self._read(store, _spread(self.sample, count), "", CHUNK // 4))
-        work = len(self.parts) * (gaussian.STEPS + 1) + PROBES
+        work = len(self.parts) * (gaussian.STEPS + 1) + 2 * PROBES
         self.bar = tqdm(total=work, desc="linear estimates", unit="batch", delay=2, disable=not progress)
         self.power = gaussian.fit_power(self.parts, self.basis, self.generator, self.bar.update)
         self.noise = float(torch.cat([(m.noise**2).flatten(1).mean(1) for m in self.parts]).mean().sqrt())
@@ -179,17 +180,17 @@ class _Group:
     # ------------------------------------------------------------------------------------------------ the report
 
     def report(self, thinning: float) -> GroupReport:
-        share = torch.cat([self._share(m) for m in self.parts])
+        self.share = torch.cat([self._share(m) for m in self.parts]).mean(0)
         snr = self.power / self.noise**2 if self.noise > 0 else torch.full_like(self.power, math.inf)
         direct = torch.where(snr.isinf(), 1.0, snr / (1 + snr))
         grid = self._on_grid()
         total = len(self.group.scans)
-        effective = total * (share.mean(0) if grid is None else grid * direct).double().clamp(0, 1).numpy()
+        effective = total * (self.share if grid is None else grid * direct).double().clamp(0, 1).numpy()
         if grid is None:
             effective = _smoothed(effective)
-        starved = self._starved(total)
+        starved, unmeasured = self._starved(total)
         self.bar.close()
-        unknown = (1 - share.mean(0)).clamp(0, 1)
+        unknown = (1 - self.share).clamp(0, 1)
         left = float((unknown * self.power).sum())
         hungry = float((starved * self.power).sum())
         missing = left / float(self.power.sum())
@@ -198,17 +199,18 @@ class _Group:
             apart, part = coverage.pairs_apart(self.rows, self._row_energy(), self.generator)
             together = part * total
         eigenvalue, error, how = self._eigenvalue(thinning)
-        acceleration = self._acceleration(share)
+        acceleration = self._acceleration()
         return GroupReport(
             image_shape=tuple(self.group.image_shape),
             domain="pixels" if self.basis.pixels else "frequencies",
             scans=total,
             looked_at=len(self.sample),
             patterns=self.patterns,
-            ever_measured=1 - float((starved > 0.5).double().mean()) if grid is None else float((grid > 0).double().mean()),
+            ever_measured=1 - float((unmeasured > 0.5).double().mean()) if grid is None else float((grid > 0).double().mean()),
             measured=tuple(np.quantile(self._measured(), (0, 0.5, 1)).tolist()),
             effective_scans=effective,
             starved=starved.double().numpy(),
+            unmeasured=unmeasured.double().numpy(),
             power=self.power.double().numpy(),
             bands=self._bands(snr, effective),
             missing=missing,
@@ -222,7 +224,7 @@ class _Group:
             thinning=thinning,
             suggested_thinning=self._suggested(acceleration),
             acceleration=acceleration,
-            supported=math.sqrt(total / LEAST_SCANS),
+            supported=(math.sqrt(total / LEAST_SCANS), math.sqrt(total)),
         )
 
     def _share(self, m: Measurement) -> Tensor:
@@ -251,29 +253,31 @@ class _Group:
             energy = energy.sum(axis, keepdim=True) if size == 1 else energy
         return energy.expand(self.rows.shape).flatten().double().numpy()
 
-    def _starved(self, total: int) -> Tensor:
-        r"""Part of the power that all scans together leave unknown, :math:`(\kappa_0 / (\kappa_0 + \kappa))^2`.
+    def _starved(self, total: int) -> tuple[Tensor, Tensor]:
+        r"""Part of the power that all scans together leave unknown, with their noise and without.
 
-        :math:`\kappa` is a direction's signal-to-noise ratio in the mean of the scans, and :math:`\kappa_0` the one at
-        which `LEAST_SCANS` scans' worth of its variance is determined, :math:`N \kappa_0 / (1 + \kappa_0) = n`.
+        It is :math:`(\kappa_0 / (\kappa_0 + \kappa))^2` in directions whose signal-to-noise ratio in the mean of the scans
+        is :math:`\kappa`; at :math:`\kappa_0` all :math:`N` scans determine as much of the variance as `LEAST_SCANS` of
+        them would without noise, :math:`N \kappa_0 / (1 + \kappa_0) = n`. Signal that would be seen at a hundredth of the
+        mean gain counts as no stronger than that.
         """
         if total <= LEAST_SCANS:
-            return torch.ones_like(self.power)
-        limit = LEAST_SCANS / (total - LEAST_SCANS)
-        noise = max(self.noise, gaussian.FLOOR * float(self.power.max().sqrt()))
+            return torch.ones_like(self.power), torch.ones_like(self.power)
         gram, gain = self._mean_gram()
+        if gain <= 0:
+            return torch.ones_like(self.power), torch.ones_like(self.power)
+        limit = LEAST_SCANS / (total - LEAST_SCANS)
+        strength = gain * self.power / (limit * max(self.noise, 1e-9) ** 2)
 
-        def apply(x: Tensor) -> Tensor:
-            return gram(x) / (limit * noise**2)
+        def unknown(power: Tensor) -> Tensor:
+            shares = []
+            for probe in self.basis.probes(PROBES, self.generator).split(1):
+                solved = gaussian.resolve(lambda x: gram(x) / gain, power, probe, self.basis, iterations=60)
+                shares.append((solved.abs() / power).square().mean((0, 1)))
+                self.bar.update()
+            return torch.stack(shares).mean(0).clamp(0, 1)
 
-        power = self.power.clamp_max(CAP * limit * noise**2 / max(gain, 1e-30))
-        probes = self.basis.probes(PROBES, self.generator)
-        unknown = []
-        for probe in probes.split(1):
-            solved = gaussian.resolve(apply, power, probe, self.basis, iterations=60)
-            unknown.append((solved.abs() / power).square().mean((0, 1)))
-            self.bar.update()
-        return torch.stack(unknown).mean(0).clamp(0, 1)
+        return unknown(strength.clamp(1e-6, CAP)), unknown(torch.full_like(self.power, CAP))
 
     def _mean_gram(self, weight: NDArray[np.float64] | None = None) -> tuple[gaussian.Map, float]:
         """Mean of ``A^H A`` over scans for one image, and its mean eigenvalue.
@@ -340,7 +344,7 @@ class _Group:
     def _steps(self) -> int:
         return int(np.clip(SOLVED_BYTES // (8 * math.prod(self.group.image_shape)), 8, STEPS))
 
-    def _acceleration(self, share: Tensor) -> float:
+    def _acceleration(self) -> float:
         if self.rows is not None:
             outer = self.rows.part[~self.rows.protected]
             return 1 / max(float(outer.mean()), 1e-9) if len(outer) else 1.0
@@ -370,30 +374,27 @@ class _Group:
 
     def features(self, store: Store, scans: NDArray[np.int64]) -> Features:
         """What these scans are compared by: rows where they mean the same in every scan, otherwise small images."""
-        if self.store.kind in coverage.UNITARY:
-            assert self.rows is not None
-            return self._row_features(store, scans)
+        clear = self.power >= CLEAR * self.noise**2
+        if store.kind in coverage.UNITARY:
+            return self._row_features(store, scans, clear)
         scans = _spread(scans, max(2, VALUES // math.prod(self.group.measurement_shape)))
+        clear = clear & (self.share >= CLEAR / (1 + CLEAR))
+        block = tuple(slice(max(0, size // 2 - SMALL // 2), size // 2 + SMALL // 2) for size in clear.shape)
+        inside = torch.zeros_like(clear)
+        inside[block] = clear[block]
         values, noise = [], []
         for m in self._read(store, scans, "small images", CHUNK // 4):
-            z = gaussian.posterior_mean(m, self.power, self.basis, iterations=12)
-            block = tuple(
-                slice(max(0, size // 2 - SMALL // 2), max(0, size // 2 - SMALL // 2) + SMALL)
-                for size in self.basis.shape[1:]
-            )
-            centre = (..., *block)
-            small = torch.fft.ifftn(torch.fft.ifftshift(z[centre], dim=_axes(block)), dim=_axes(block), norm="ortho")
-            values.append(small.abs().flatten(1))
-            share = gaussian.determined(m, self.power, self.basis, self.generator)
-            left = ((1 - share).clamp_min(0) * self.power)[centre].flatten(1).sum(1) * self.basis.parts
-            noise.append(left.expand(len(m)))
-        return Features(torch.cat(values), None, torch.cat(noise), scans)
+            z = gaussian.posterior_mean(m, self.power, self.basis, iterations=12) * inside
+            values.append(centred_ifft(z[(..., *block)], clear.ndim).abs().flatten(1))
+            noise.append(gaussian.uncertainty(m, self.power, inside, self.basis, self.generator).mean().expand(len(m)))
+        enough = int(inside.sum()) >= LEAST
+        return Features(torch.cat(values)[:, : None if enough else 0], None, torch.cat(noise), scans)
 
-    def _row_features(self, store: Store, scans: NDArray[np.int64]) -> Features:
+    def _row_features(self, store: Store, scans: NDArray[np.int64], clear: Tensor) -> Features:
         assert self.rows is not None
-        score = torch.from_numpy(self.rows.part).reshape(self.rows.shape) * self.power
+        score = torch.from_numpy(self.rows.part).reshape(self.rows.shape) * self.power * clear
         score = score.expand(self.basis.shape).flatten()
-        chosen = score.argsort(descending=True)[:ROWS]
+        chosen = score.argsort(descending=True)[: min(ROWS, int((score > 0).sum()))]
         values, seen, noise = [], [], []
         for m in self._read(store, scans, "rows to compare"):
             values.append(m.y.flatten(1)[:, chosen])
@@ -403,13 +404,9 @@ class _Group:
 
     def pairs(self, features: Features) -> tuple[list[tuple[int, int]], bool]:
         """Positions of scans that are the same measurement, and whether that can be told."""
-        if len(features.scans) < 2:
+        if len(features.scans) < 2 or features.values.shape[1] == 0:
             return [], False
         return same_images(features, self.generator) if features.seen is None else same_rows(features)
-
-
-def _axes(block: tuple[Any, ...]) -> tuple[int, ...]:
-    return tuple(range(-len(block), 0))
 
 
 def _error(part: NDArray[np.float64], protected: NDArray[np.bool_], thinning: float, looked: int) -> float:
