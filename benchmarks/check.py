@@ -1,15 +1,16 @@
-r"""Whether the verdicts of `ambient_sci.check` come true: the same images measured by several schemes, checked, learned from.
+r"""Whether the verdicts of `ambient_sci.check` come true: images measured by several schemes, checked, learned from.
 
-Images are random ellipses with a smooth phase, 32 x 32, made here; each is measured once by every scheme. A prior is learned
-from the scans of each (`ambient_sci.train`), and an oracle from the images themselves. Further scans of the same scheme,
-of other images, are reconstructed with both (mean of posterior samples), and the error counted in frequencies that a scan did
-not measure, apart for those that no scan of the scheme measures ("starved") and for the others ("elsewhere"):
+Images are random ellipses with a smooth phase, 32 x 32, made here; each is measured once by every scheme. A prior is
+learned from the scans of each (`ambient_sci.train`), and an oracle from the images themselves. Further scans of the
+same scheme, of other images, are reconstructed with both (mean of posterior samples), and the error counted in
+frequencies that a scan did not measure, apart for those that no scan of the scheme measures ("starved") and for the
+others ("elsewhere"):
 
 .. math:: e = \frac{\sum_{i, k} |\hat x_{ik} - x_{ik}|^2}{\sum_{i, k} |x_{ik}|^2}, \qquad
           r = \frac{1 - e}{1 - e_\text{oracle}}
 
-so that :math:`r` is what the prior fills in as a part of what could be filled in: 1 is as good as learning from the images, 0
-as good as leaving zeros. What was predicted was fixed before anything was trained:
+so that :math:`r` is what the prior fills in as a part of what could be filled in: 1 is as good as learning from the
+images, 0 as good as leaving zeros. What was predicted was fixed before anything was trained:
 
 - *good*: :math:`r \ge 1/2` in all that scans do not measure;
 - *marginal*: :math:`r \ge 1/2` elsewhere, and less where the check says that nothing is measured;
@@ -58,7 +59,8 @@ def ellipses(count: int, seed: int) -> Tensor:
             a, b = rng.uniform(0.5, 0.8, 2) if k == 0 else rng.uniform(0.1, 0.4, 2)
             cx, cy = rng.uniform(-0.1, 0.1, 2) if k == 0 else rng.uniform(-0.45, 0.45, 2)
             angle = rng.uniform(0, math.pi)
-            u, v = (x - cx) * math.cos(angle) + (y - cy) * math.sin(angle), (y - cy) * math.cos(angle) - (x - cx) * math.sin(angle)
+            turned = np.exp(-1j * angle) * (x - cx + 1j * (y - cy))
+            u, v = turned.real, turned.imag
             image[(u / a) ** 2 + (v / b) ** 2 < 1] += rng.uniform(0.3, 0.6) if k == 0 else rng.uniform(-0.3, 0.4)
     coarse = images.clip(0).reshape(count, SIZE, 4, SIZE, 4).mean((2, 4))
     coarse /= coarse.max((1, 2), keepdims=True)
@@ -188,8 +190,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         return "" if value is None or math.isnan(value) else f"{value:.2f}"
 
     text = [
-        "| scheme | verdict | eigenvalue | not measured | starved energy | kept apart | filled in: oracle | l1 | learned "
-        "| r starved | r elsewhere | r all | agree |",
+        "| scheme | verdict | eigenvalue | not measured | starved energy | kept apart "
+        "| filled in: oracle | l1 | learned | r starved | r elsewhere | r all | agree |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for row in rows:

@@ -1,7 +1,7 @@
 r"""Which rows are measured how often, given what the network is shown.
 
-Let :math:`m \in \{0, 1\}^K` say which rows of a scan were measured, :math:`A = \mathrm{diag}(m) B` with :math:`B` all rows
-of that scan (its coil maps, its kernel: they are known to the network and are conditioned on), and let the further
+Let :math:`m \in \{0, 1\}^K` say which rows of a scan were measured, :math:`A = \mathrm{diag}(m) B` with :math:`B` all
+rows of that scan (its coil maps, its kernel: they are known to the network and are conditioned on), and let the further
 corruption :math:`\tilde m` lose each measured row with probability :math:`\delta_k` (0 for calibration). Then
 
 .. math:: E[A^H A \mid \tilde A] = B^H \mathrm{diag}(g) B, \qquad
@@ -11,22 +11,23 @@ The probability is over all of :math:`\tilde m`, and with few scans that is not 
 :math:`\tilde m` names its scan. What can be estimated is its average over those :math:`\tilde m` in which row :math:`k`
 was lost or not there, by Bayes' rule from the part :math:`p_k` of scans that measure the row:
 
-.. math:: c_k = E[g_k \mid \tilde m_k = 0] = P(m_k = 1 \mid \tilde m_k = 0) = \frac{\delta_k p_k}{1 - (1 - \delta_k) p_k}.
+.. math:: c_k = E[g_k \mid \tilde m_k = 0] = P(m_k = 1 \mid \tilde m_k = 0)
+              = \frac{\delta_k p_k}{1 - (1 - \delta_k) p_k}.
 
 It is exact where rows are measured independently of each other (corollary of theorem 4.1 in Daras et al. 2023,
-arXiv:2305.19256, with :math:`p = 1 - p_\text{paper}`), and zero just where a row is never measured, or never lost though not
-always measured. With a
-few patterns that many scans share, :math:`P(m \mid \tilde m) \propto P(m) \, [m \ge \tilde m] \, \delta^{|m| - |\tilde m|}`
-is summed over the patterns, which is exact, and the smallest :math:`g_k` averaged over :math:`\tilde m`.
+arXiv:2305.19256, with :math:`p = 1 - p_\text{paper}`), and zero just where a row is never measured, or never lost
+though not always measured. With a few patterns that many scans share, :math:`P(m \mid \tilde m) \propto P(m) \, [m \ge
+\tilde m] \, \delta^{|m| - |\tilde m|}` is summed over the patterns, which is exact, and the smallest :math:`g_k`
+averaged over :math:`\tilde m`.
 
-Where the transform :math:`B` is unitary (``fourier``, ``mask``, ``identity``) the eigenvalues are the :math:`g_k` themselves.
-Otherwise (``sense``, ``blur``, ``average``) the smallest one of :math:`B^H \mathrm{diag}(c) B` is found by the Lanczos
-method for some of the scans' :math:`B`. Kinds whose rows are other functionals in every scan (``nufft``, ``gaussian``,
-compositions, plug-ins) have :math:`E[A^H A]` averaged over a sample of scans; of that the thinning loses and asks for the
-part :math:`\delta`.
+Where the transform :math:`B` is unitary (``fourier``, ``mask``, ``identity``) the eigenvalues are the :math:`g_k`
+themselves. Otherwise (``sense``, ``blur``, ``average``) the smallest one of :math:`B^H \mathrm{diag}(c) B` is found by
+the Lanczos method for one scan's :math:`B`. Kinds whose rows are other functionals in every scan (``nufft``,
+``gaussian``, compositions, plug-ins) have :math:`E[A^H A]` averaged over a sample of scans; of that the thinning loses
+and asks for the part :math:`\delta`.
 
-Pairs of rows: :math:`n_{jk}` is the number of scans that measured both. Where it is zero though rows as frequent as these
-would have met five times by chance, the scheme keeps them apart.
+Pairs of rows: :math:`n_{jk}` is the number of scans that measured both. Where it is zero though rows as frequent as
+these would have met five times by chance, the scheme keeps them apart.
 """
 
 from collections.abc import Callable
@@ -124,7 +125,7 @@ def conditional_of_patterns(
     generator: torch.Generator,
     draws: int = 128,
 ) -> tuple[float, NDArray[np.float64]]:
-    r"""Average smallest :math:`g_k` over :math:`\tilde m`, exactly conditional on it, and the average of every :math:`g_k`.
+    r"""Smallest :math:`g_k`, averaged over :math:`\tilde m`, and the average of every :math:`g_k`.
 
     Parameters
     ----------
@@ -152,10 +153,8 @@ def conditional_of_patterns(
     return smallest, total
 
 
-def pairs_apart(
-    rows: Rows, weight: NDArray[np.float64], generator: torch.Generator
-) -> tuple[float, float]:
-    """Energy share of unmeasured rows that never meets what was measured, and how many scans measured a typical pair.
+def pairs_apart(rows: Rows, weight: NDArray[np.float64], generator: torch.Generator) -> tuple[float, float]:
+    """Energy of what never meets in one scan, and how often a typical pair of rows does.
 
     Parameters
     ----------

@@ -1,16 +1,16 @@
 r"""Scans that are the same measurement but for noise.
 
-Where rows mean the same in every scan (``fourier``, ``mask``, ``identity``), scans :math:`i, j` are compared on the rows
-that both measured, up to a factor :math:`a` (intensity, global phase):
+Where rows mean the same in every scan (``fourier``, ``mask``, ``identity``), scans :math:`i, j` are compared on the
+rows that both measured, up to a factor :math:`a` (intensity, global phase):
 
 .. math:: d_{ij} = \min_a \frac{\| y_i - a y_j \|^2}{n_{ij} \, (\sigma_i^2 + |a|^2 \sigma_j^2)}
 
-which is about 1 per real component for duplicates, and large for different images if these stand out of the noise.
-All pairs come from three matrix products. Otherwise, images are compared: the magnitudes of linear estimates
+which is about 1 per real component for duplicates, and large for different images if these stand out of the noise. All
+pairs come from three matrix products. Otherwise, images are compared: the magnitudes of linear estimates
 (`ambient_sci.check.gaussian`) from the lowest frequencies, with the uncertainty of these estimates for noise.
 
-A pair counts where the difference is no larger than noise makes it. Where that holds for every other pair too, noise hides
-duplicates, and nothing is claimed.
+A pair counts where the difference is no larger than noise makes it. Where that holds for every other pair too, noise
+hides duplicates, and nothing is claimed.
 
 With more than `EXACT` scans not all pairs of images are compared: after a random projection duplicates are neighbours
 (Indyk and Motwani 1998, STOC), so in each of several random orders every scan is compared with the next few.
@@ -55,7 +55,7 @@ class Features:
     scans: NDArray[np.int64]
 
     def joined(self, other: "Features") -> "Features":
-        """These scans and those of another store, numbered on."""
+        """Append the scans of another store, numbered on."""
         seen = None if self.seen is None or other.seen is None else torch.cat([self.seen, other.seen])
         after = int(self.scans.max()) + 1
         return Features(
@@ -124,4 +124,5 @@ def _neighbours(values: Tensor, generator: torch.Generator) -> Tensor:
     for _ in range(PROJECTIONS):
         order = (centred @ torch.randn(values.shape[1], generator=generator)).argsort()
         found += [torch.stack([order[:-step], order[step:]], 1) for step in range(1, WINDOW + 1)]
-    return torch.cat(found).sort(1).values.unique(dim=0)
+    pairs: Tensor = torch.unique(torch.cat(found).sort(1).values, dim=0)
+    return pairs

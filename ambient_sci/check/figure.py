@@ -21,8 +21,8 @@ def check_figure(report: CheckReport) -> "Figure":
     """Draw a row for the scans of each size.
 
     From left to right: in how many scans each frequency (or pixel) is determined; the part of its power that all scans
-    together leave unknown, with outlines about what they do not measure at all; rings of frequencies, with signal to noise
-    and scans. Of volumes the central plane is shown.
+    together leave unknown, with outlines about what they do not measure at all; rings of frequencies, with signal to
+    noise and scans. Of volumes the central plane is shown.
     """
     from matplotlib.figure import Figure
 

@@ -7,16 +7,18 @@ frequencies, of an isotropic spectrum, or pixels where pixels are what is measur
 .. math:: X = (C^{-1} + G)^{-1}, \qquad W_k = (X G)_{kk} = 1 - X_{kk} / C_k,
 
 and :math:`W_k`, the *determined share*, is 0 for what the scan does not measure and :math:`\mathrm{snr} / (1 +
-\mathrm{snr})` for what it measures directly. Diagonals are found from probes :math:`\xi` whose coefficients have modulus
-one, :math:`W_k = E[\bar \xi_k (X G \xi)_k]` (Hutchinson 1990, Commun. Stat. Simul. 19:433): exact where :math:`A^H A` is
-diagonal in the basis.
+\mathrm{snr})` for what it measures directly. Diagonals are found from probes :math:`\xi` whose coefficients have
+modulus one, :math:`W_k = E[\bar \xi_k (X G \xi)_k]` (Hutchinson 1990, Commun. Stat. Simul. 19:433): exact where
+:math:`A^H A` is diagonal in the basis.
 
-The spectrum that makes the measurements most likely is a fixed point of
+The spectrum is fitted to the measurements by Fisher scoring for the variances of a Gaussian (as in Patterson and
+Thompson 1971, Biometrika 58:545),
 
-.. math:: C_b \leftarrow \frac{\sum_{k \in b} |\hat x_k|^2}{\sum_{k \in b} W_k}, \qquad \hat x = X A^H \Sigma^{-1} y
+.. math:: C_b \leftarrow C_b + \frac{\sum_{k \in b} |\hat x_k|^2 - W_k C_k}{\sum_{k \in b} \sum_l |(X G)_{kl}|^2},
+          \qquad \hat x = X A^H \Sigma^{-1} y
 
-over the coefficients :math:`k` of a band :math:`b` in all scans (MacKay 1992, Neural Comput. 4:415). Bands that are hardly
-measured get what the power law of the outer measured bands says.
+over the coefficients :math:`k` of a band :math:`b` in all scans; where :math:`A^H A` is diagonal one step is the exact
+:math:`|y|^2 - \sigma^2`. Bands of which scans say too little get what the power law of the outer known bands says.
 """
 
 import math
@@ -33,8 +35,8 @@ from ambient_sci.operators.fourier import centred_fft, centred_ifft
 __all__ = ["Basis", "determined", "fit_power", "information", "posterior_mean", "resolve", "uncertainty"]
 
 Map = Callable[[Tensor], Tensor]
-STEPS = 6  # of the spectrum's fixed-point iteration
-MEASURED = 0.05  # determined share from which a band speaks for itself
+STEPS, SETTLED = 16, 0.05  # of the fit, and relative change of the power at which it ends
+KNOWN, MEASURED = 10.0, 0.01  # Fisher information (the power is known to a third) and share from which a band is fitted
 FLOOR = 1e-3  # noise relative to the measured values that counts as none
 
 
@@ -79,7 +81,7 @@ class Basis:
         return z / z.abs().clamp_min(torch.finfo(torch.float32).tiny)
 
     def bands(self) -> Tensor:
-        """Number of each coefficient's band, like ``shape`` without the channels."""
+        """Give the number of each coefficient's band, like ``shape`` without the channels."""
         spatial = self.shape[1:]
         if self.pixels:
             return torch.arange(math.prod(spatial)).reshape(spatial)
@@ -158,10 +160,12 @@ def posterior_mean(m: Measurement, power: Tensor, basis: Basis, iterations: int 
 def uncertainty(m: Measurement, power: Tensor, where: Tensor, basis: Basis, generator: torch.Generator) -> Tensor:
     """Sum of :math:`X_{kk}` over some coefficients, ``(batch,)``, from one probe a scan."""
     probes = basis.probes(len(m), generator) * where
-    return (probes.conj() * resolve(information(m), power, probes, basis)).real.flatten(1).sum(1)
+    return (probes.conj() * resolve(information(m), power, probes, basis, iterations=12)).real.flatten(1).sum(1)
 
 
-def fit_power(parts: Sequence[Measurement], basis: Basis, generator: torch.Generator, tick: Callable[[], object]) -> Tensor:
+def fit_power(
+    parts: Sequence[Measurement], basis: Basis, generator: torch.Generator, tick: Callable[[], object]
+) -> Tensor:
     """Power of each coefficient per real component, like ``shape`` without the channels.
 
     Parameters
@@ -180,17 +184,24 @@ def fit_power(parts: Sequence[Measurement], basis: Basis, generator: torch.Gener
     count = torch.bincount(flat)
     power = torch.full(bands.shape, _level(parts, basis))
     for _ in range(STEPS):
-        energy, share = torch.zeros(len(count)), torch.zeros(len(count))
+        score, fisher, share = torch.zeros(3, len(count))
         for m in parts:
+            apply = information(m)
             estimate = posterior_mean(m, power, basis).abs().square() / basis.parts
-            known = determined(m, power, basis, generator)
-            for total, values in ((energy, estimate), (share, known)):
+            probes = basis.probes(len(m), generator)
+            explained = resolve(apply, power, basis.coefficients(apply(basis.images(probes))), basis)
+            known = (probes.conj() * explained).real
+            squared = explained.abs().square()
+            for total, values in ((score, estimate - known * power), (fisher, squared), (share, known)):
                 total.index_add_(0, flat, values.sum((0, 1)).flatten().to(total.dtype))
             tick()
-        share = share / (count.clamp_min(1) * sum(map(len, parts)) * basis.shape[0])
-        energy = energy / (count.clamp_min(1) * sum(map(len, parts)) * basis.shape[0])
-        spectrum = _completed(energy / share.clamp_min(1e-9), (share >= MEASURED) & (count > 0), basis)
-        power = spectrum[flat].reshape(bands.shape)
+        spectrum = torch.zeros(len(count)).index_put_((flat,), power.flatten())
+        stepped = (spectrum + score / fisher.clamp_min(1e-9)).clamp(0.1 * spectrum, 10 * spectrum)
+        seen = share / (count.clamp_min(1) * sum(map(len, parts)) * basis.shape[0])
+        stepped = _completed(stepped, (fisher >= KNOWN) & (seen >= MEASURED), basis)
+        power = stepped[flat].reshape(bands.shape)
+        if float((stepped / spectrum.clamp_min(1e-30)).log().abs().max()) < SETTLED:
+            break
     return power
 
 
@@ -207,17 +218,19 @@ def _level(parts: Sequence[Measurement], basis: Basis) -> float:
 
 
 def _completed(spectrum: Tensor, good: Tensor, basis: Basis) -> Tensor:
-    """Fill in bands that are not measured well enough, and keep all above zero."""
+    """Replace what lies outside of the longest run of known bands, and keep all above zero."""
     if not bool(good.any()):
         return spectrum.clamp_min(1e-20)
     spectrum = spectrum.clamp_min(1e-6 * float(spectrum[good].mean()))
     if basis.pixels:
         return torch.where(good, spectrum, spectrum[good].mean())
+    edges = torch.cat([torch.zeros(1), good.float(), torch.zeros(1)]).diff()
+    starts, ends = (edges > 0).nonzero().flatten(), (edges < 0).nonzero().flatten()
+    longest = int((ends - starts).argmax())
+    first, last = int(starts[longest]), int(ends[longest])
+    outer = slice(max(first, (first + last) // 2 - 1), last)
     band = torch.arange(len(spectrum)).clamp_min(0.5).double().log()
-    known = good.nonzero().flatten()
-    last = int(known[-1])
-    outer = known[known >= last // 2]
     x, y = band[outer], spectrum[outer].double().log()
     slope = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum().clamp_min(1e-12))
-    law = y.mean() + min(slope, 0.0) * (band - x.mean())
-    return torch.where(good, spectrum, law.exp().to(spectrum.dtype))
+    law = (y.mean() + min(slope, 0.0) * (band - x.mean())).exp().to(spectrum.dtype)
+    return torch.cat([spectrum[first].expand(first), spectrum[first:last], law[last:]])

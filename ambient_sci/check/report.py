@@ -26,7 +26,7 @@ _ORDER: tuple[Verdict, ...] = ("good", "marginal", "refused")
 
 @dataclass(frozen=True)
 class GroupReport:
-    """What was found for the scans of one size.
+    r"""What was found for the scans of one size.
 
     Attributes
     ----------
@@ -55,18 +55,18 @@ class GroupReport:
     starved_share
         Starved part of that missing energy.
     eigenvalue, eigenvalue_error
-        Smallest eigenvalue of :math:`E[A^H A \\mid \\tilde A]`, averaged over :math:`\\tilde A`, and its sampling error.
+        Smallest eigenvalue of :math:`E[A^H A \mid \tilde A]`, averaged over :math:`\tilde A`, and its error.
     eigenvalue_how
         How it was found.
     apart
-        Energy share of unmeasured rows that never meets what was measured; none where rows have no meaning of their own.
+        Energy share of what never meets in one scan; none where rows have no meaning of their own.
     together
         In how many scans a typical pair of rows was measured together.
     thinning, suggested_thinning
         Fraction of rows that was taken to be lost in training, and the one to use.
     acceleration, supported
-        Inverse of the part that scans measure outside of the calibration; and the accelerations at which random patterns
-        of so many scans would measure a pair of rows together in ten scans (comfortable) and in one (the most).
+        Inverse of the part that scans measure outside of the calibration; and the accelerations at which random
+        patterns of so many scans measure a pair of rows together in ten scans (comfortable) and in one (the most).
     """
 
     image_shape: tuple[int, ...]
@@ -124,7 +124,7 @@ class GroupReport:
                 reasons.append(f"{invented}: {same if self.patterns == 1 else self._unmeasured_text()}")
                 advice += [
                     "vary the pattern between scans: other lines, another offset, another angle in each",
-                    "add lines outside of the calibration, or coils, which measure what the pattern leaves out",
+                    "add lines outside of the calibration, or coils: they measure what the pattern leaves out",
                     "without new scans: l1-wavelet reconstructions, a prior learned elsewhere, or EM with a structured "
                     "prior; a network learned from these scans would invent what is missing",
                 ]
@@ -134,7 +134,7 @@ class GroupReport:
         elif self.starved_share >= MARGINAL_SHARE or part["unmeasured"] >= MARGINAL_DIRECTIONS:
             verdict = "marginal"
             if part["unmeasured"] >= MARGINAL_DIRECTIONS:
-                reasons.append(f"{self._unmeasured_text()}; {invented}, and will stay as the start of the training has it")
+                reasons.append(f"{self._unmeasured_text()}; {invented} and stays what the start of training makes it")
                 advice.append("let some scans measure there, or take for invented what results show there")
             else:
                 reasons.append(f"{invented}: mostly, it drowns in the noise of all {self.scans} scans")
@@ -143,7 +143,7 @@ class GroupReport:
             refused = self.apart >= REFUSED_SHARE and self.unitary
             verdict = _worse(verdict, "refused" if refused else "marginal")
             reasons.append(
-                f"of what was measured, {self.apart:.0%} (by energy) is never in one scan with what was not, so that no scan "
+                f"of what was measured, {self.apart:.0%} (by energy) is never in one scan with what was not: no scan "
                 "tells how the two go together"
             )
             advice.append("draw patterns independently instead of from a few interleaved ones, or add calibration")
@@ -209,14 +209,17 @@ class GroupReport:
             "signal to noise": self._rings(),
             "left unknown": f"{self.missing:.2%} of a scan's energy, {self.starved_share:.1%} of that starved",
             "unmeasured": f"{part['unmeasured']:.1%} of {self.domain} ({self.where()}), with about "
-            f"{part['unmeasured_energy']:.2%} of the energy; in noise {part['noisy']:.1%}, with {part['noisy_energy']:.2%}",
+            f"{part['unmeasured_energy']:.2%} of the energy",
+            "lost in noise": f"{part['noisy']:.1%} of {self.domain}, with about {part['noisy_energy']:.2%}",
             "eigenvalue": f"{self.eigenvalue:.3g} ± {self.eigenvalue_error:.1g} ({self.eigenvalue_how}), "
             f"thinning {self.thinning:g}",
         }
         if self.apart is not None and self.together is not None:
             facts["pairs"] = f"{self.apart:.1%} kept apart, {self.together:.3g} scans for a typical pair"
         facts["thinning"] = f"{self.suggested_thinning:.2g} suggested"
-        facts["acceleration"] = f"{self.acceleration:.3g}; so many scans support {self.supported[0]:.2g}, at most {self.supported[1]:.2g}"
+        facts["acceleration"] = (
+            f"{self.acceleration:.3g}; so many scans support {self.supported[0]:.2g}, at most {self.supported[1]:.2g}"
+        )
         return facts
 
     def _rings(self) -> str:
@@ -287,7 +290,9 @@ class CheckReport:
     def __post_init__(self) -> None:
         judged = [group.judge() for group in self.groups]
         total = sum(group.scans for group in self.groups)
-        weight = {name: sum(g.scans for g, j in zip(self.groups, judged, strict=True) if j[0] == name) for name in _ORDER}
+        weight = {
+            name: sum(g.scans for g, j in zip(self.groups, judged, strict=True) if j[0] == name) for name in _ORDER
+        }
         verdict: Verdict = "good"
         if weight["refused"] >= 0.5 * total:
             verdict = "refused"

@@ -19,6 +19,7 @@ from ambient_sci.check.report import LEAST_SCANS, CheckReport, GroupReport, Leak
 from ambient_sci.datasets.store import SizeGroup, Store, open_store
 from ambient_sci.errors import ConfigError, DataError
 from ambient_sci.measurement import Measurement
+from ambient_sci.operators import LinearOperator, Nufft, trajectories
 from ambient_sci.operators.fourier import centred_ifft
 from ambient_sci.seeding import stream
 
@@ -26,16 +27,16 @@ __all__ = ["check"]
 
 ON_GRID = ("fourier", "sense", "mask", "identity")  # kinds whose rows are the coefficients, coil by coil
 PIXELS = ("mask", "identity")
-CHUNK = 64 << 20  # bytes read together
+READ, CHUNK = 4 << 30, 64 << 20  # bytes of all scans that are looked at, and of those read together
 SOLVED, SOLVED_BYTES = 48, 256 << 20  # scans that linear estimates are made of
 MASKS = 512 << 20  # entries of the masks that are kept
 VALUES = 100_000_000  # measured values of all scans whose images are compared
-CAP = 100.0  # a direction that is measured at a hundredth of the mean gain counts as not measured
+GAIN, STRONGEST = 1e2, 1e4  # how far below the mean gain a direction counts as not measured; if it is as strong as any
 SMALL = 16  # side of the images that are compared
 ROWS = 512  # rows that are compared
 CLEAR = 9.0  # signal-to-noise ratio of coefficients that scans are compared by
 STEPS = 40  # of the Lanczos method
-PROBES = 4
+PROBES = 6
 
 
 def check(
@@ -58,8 +59,8 @@ def check(
     thinning
         Fraction of rows that training hides, as `ambient_sci.TrainConfig` has it.
     scans
-        At most so many scans of each size are looked at, evenly spread over the store; duplicates and leaks are looked
-        for among these.
+        At most so many scans of each size are looked at (and no more than 4 GiB of them), evenly spread over the store;
+        duplicates and leaks are looked for among these.
     seed
         Of the random probes.
     progress
@@ -88,7 +89,7 @@ def check(
     store = store if isinstance(store, Store) else open_store(store)
     other = against if against is None or isinstance(against, Store) else open_store(against)
     if other is not None and other.kind != store.kind:
-        raise DataError(f"{other.path} holds {other.kind!r} scans, {store.path} {store.kind!r} ones: they do not compare")
+        raise DataError(f"against must hold {store.kind!r} scans, as {store.path} does, got {other.kind!r} ones")
 
     reports, repeated, shared, told = [], [], [], []
     for group in store.groups:
@@ -98,7 +99,9 @@ def check(
         pairs, could = made.pairs(features)
         repeated += [(int(features.scans[i]), int(features.scans[j])) for i, j in pairs]
         told.append(could)
-        for theirs in [] if other is None else other.groups:
+        if other is None:
+            continue
+        for theirs in other.groups:
             if theirs.image_shape == group.image_shape and theirs.measurement_shape == group.measurement_shape:
                 foreign = made.features(other, _spread(theirs.scans, scans))
                 both, could = made.pairs(features.joined(foreign))
@@ -131,18 +134,18 @@ class _Group:
         self.store, self.group, self.progress = store, group, progress
         self.basis = Basis(store.kind in PIXELS, tuple(group.image_shape), store.is_complex)
         self.generator = stream(seed, 0xC4EC)
-        self.sample = _spread(group.scans, scans)
+        self.sample = _spread(group.scans, min(scans, max(64, READ // max(group.nbytes, 1))))
         self._scan_rows()
         per_scan = group.nbytes + 64 * math.prod(group.image_shape)
         count = int(np.clip(SOLVED_BYTES // per_scan, 4, SOLVED))
-        self.parts = list(self._read(store, _spread(self.sample, count), "", CHUNK // 4))
+        self.parts = list(self._read(store, _spread(self.sample, count), "", most=-(-count // 2)))
         work = len(self.parts) * (gaussian.STEPS + 1) + 2 * PROBES
         self.bar = tqdm(total=work, desc="linear estimates", unit="batch", delay=2, disable=not progress)
         self.power = gaussian.fit_power(self.parts, self.basis, self.generator, self.bar.update)
         self.noise = float(torch.cat([(m.noise**2).flatten(1).mean(1) for m in self.parts]).mean().sqrt())
 
-    def _read(self, store: Store, scans: NDArray[np.int64], label: str, size: int = CHUNK) -> Iterator[Measurement]:
-        step = max(1, size // max(self.group.nbytes, 1))
+    def _read(self, store: Store, scans: NDArray[np.int64], label: str, most: int = 256) -> Iterator[Measurement]:
+        step = int(np.clip(CHUNK // max(self.group.nbytes, 1), 1, most))
         starts = range(0, len(scans), step)
         quiet = not (self.progress and label)
         for start in tqdm(starts, desc=label, unit="batch", delay=2, disable=quiet):
@@ -164,14 +167,11 @@ class _Group:
                 seen.append((rows > 0).flatten(1).numpy())
                 kept = coverage.protected_rows(A[:1])
                 protected = np.zeros(seen[0].shape[1], bool) if kept is None else (kept[0] > 0).flatten().numpy()
-            measured.append(rows.flatten(1).mean(1) if structured else rows.sum((*range(1, rows.ndim),)))
-            of_pattern = {name: value for name, value in A.parameters.items() if name not in ("maps", "scans")}
-            digests += [
-                hashlib.sha256(b"".join(value[k].contiguous().numpy().tobytes() for value in of_pattern.values())).digest()
-                for k in range(len(m))
-            ]
+            measured.append(_measured(A, math.prod(self.group.image_shape)))
+            pattern = [value for name, value in A.parameters.items() if name not in ("maps", "scans")]
+            digests += [_digest([value[k] for value in pattern]) for k in range(len(m))]
         self.patterns = len(set(digests))
-        self.row_counts = torch.cat(measured).numpy()
+        self.measured = np.concatenate(measured)
         self.rows = None
         if structured and protected is not None:
             self.rows = Rows(np.concatenate(seen), tuple(rows.shape[1:]), protected)
@@ -185,10 +185,16 @@ class _Group:
         direct = torch.where(snr.isinf(), 1.0, snr / (1 + snr))
         grid = self._on_grid()
         total = len(self.group.scans)
-        effective = total * (self.share if grid is None else grid * direct).double().clamp(0, 1).numpy()
-        if grid is None:
-            effective = _smoothed(effective)
         starved, unmeasured = self._starved(total)
+        share = self.share
+        if self.store.kind in coverage.UNITARY:
+            assert grid is not None
+            share, measured = grid * direct, grid > 0
+        else:
+            starved, unmeasured, share = _smoothed(starved), _smoothed(unmeasured), _smoothed(share)
+            share = share if grid is None else torch.maximum(share, grid * direct)
+            measured = unmeasured <= 0.5
+        effective = total * share.double().clamp(0, 1).numpy()
         self.bar.close()
         unknown = (1 - self.share).clamp(0, 1)
         left = float((unknown * self.power).sum())
@@ -206,8 +212,8 @@ class _Group:
             scans=total,
             looked_at=len(self.sample),
             patterns=self.patterns,
-            ever_measured=1 - float((unmeasured > 0.5).double().mean()) if grid is None else float((grid > 0).double().mean()),
-            measured=tuple(np.quantile(self._measured(), (0, 0.5, 1)).tolist()),
+            ever_measured=float(measured.double().mean()),
+            measured=tuple(np.quantile(self.measured, (0, 0.5, 1)).tolist()),
             effective_scans=effective,
             starved=starved.double().numpy(),
             unmeasured=unmeasured.double().numpy(),
@@ -231,12 +237,6 @@ class _Group:
         self.bar.update()
         return gaussian.determined(m, self.power, self.basis, self.generator).mean(1)
 
-    def _measured(self) -> NDArray[np.float64]:
-        """Part of the coefficients that each scan measures."""
-        if self.rows is not None:
-            return np.asarray(self.row_counts, float)
-        return np.minimum(self.row_counts / math.prod(self.group.image_shape[1:]), 1.0)
-
     def _on_grid(self) -> Tensor | None:
         """Part of the scans that measure each coefficient, where rows are coefficients."""
         if self.rows is None or self.store.kind not in ON_GRID:
@@ -256,10 +256,10 @@ class _Group:
     def _starved(self, total: int) -> tuple[Tensor, Tensor]:
         r"""Part of the power that all scans together leave unknown, with their noise and without.
 
-        It is :math:`(\kappa_0 / (\kappa_0 + \kappa))^2` in directions whose signal-to-noise ratio in the mean of the scans
-        is :math:`\kappa`; at :math:`\kappa_0` all :math:`N` scans determine as much of the variance as `LEAST_SCANS` of
-        them would without noise, :math:`N \kappa_0 / (1 + \kappa_0) = n`. Signal that would be seen at a hundredth of the
-        mean gain counts as no stronger than that.
+        It is :math:`(\kappa_0 / (\kappa_0 + \kappa))^2` in directions whose signal-to-noise ratio in the mean of the
+        scans is :math:`\kappa`; at :math:`\kappa_0` all :math:`N` scans determine as much of the variance as
+        `LEAST_SCANS` of them would without noise, :math:`N \kappa_0 / (1 + \kappa_0) = n`. Without noise,
+        a direction counts as half known that is measured at about a hundredth of the mean gain.
         """
         if total <= LEAST_SCANS:
             return torch.ones_like(self.power), torch.ones_like(self.power)
@@ -272,14 +272,16 @@ class _Group:
         def unknown(power: Tensor) -> Tensor:
             shares = []
             for probe in self.basis.probes(PROBES, self.generator).split(1):
-                solved = gaussian.resolve(lambda x: gram(x) / gain, power, probe, self.basis, iterations=60)
+                solved = gaussian.resolve(lambda x: gram(x) / gain, power, probe, self.basis, iterations=80)
                 shares.append((solved.abs() / power).square().mean((0, 1)))
                 self.bar.update()
             return torch.stack(shares).mean(0).clamp(0, 1)
 
-        return unknown(strength.clamp(1e-6, CAP)), unknown(torch.full_like(self.power, CAP))
+        return unknown(strength.clamp(1e-6, STRONGEST)), unknown(torch.full_like(self.power, GAIN))
 
-    def _mean_gram(self, weight: NDArray[np.float64] | None = None) -> tuple[gaussian.Map, float]:
+    def _mean_gram(
+        self, weight: NDArray[np.float64] | None = None, parts: list[Measurement] | None = None
+    ) -> tuple[gaussian.Map, float]:
         """Mean of ``A^H A`` over scans for one image, and its mean eigenvalue.
 
         Where rows mean the same in every scan, over all masks that were looked at but one scan's maps; rows that fewer
@@ -296,7 +298,7 @@ class _Group:
             def apply(x: Tensor) -> Tensor:
                 return self._as_image(full.adjoint(rows * full(x)))
         else:
-            every = self.parts
+            every = self.parts if parts is None else parts
             count = sum(map(len, every))
 
             def apply(x: Tensor) -> Tensor:
@@ -304,7 +306,7 @@ class _Group:
                 total = sum(images, torch.zeros_like(x))
                 return total / count
 
-        probe = self.basis.images(self.basis.probes(1, self.generator))
+        probe = self._start()
         gain = float((probe.conj() * apply(probe)).real.sum() / probe.abs().square().sum())
         return apply, gain
 
@@ -315,9 +317,12 @@ class _Group:
         """Smallest eigenvalue of ``E[A^H A | A~]``, its error, and how it was found."""
         looked = len(self.sample)
         if self.rows is None:
-            half = [self._smallest(self.parts[k::2] or self.parts) for k in (0, 1)]
-            value = self._smallest(self.parts)
-            return thinning * value, thinning * abs(half[0] - half[1]) / 2, "Lanczos, of the mean over a sample"
+            start, steps = self._start(), self._steps()
+            value, one, two = (
+                coverage.lanczos(self._mean_gram(parts=parts)[0], start, steps)[0]
+                for parts in (self.parts, self.parts[0::2], self.parts[1::2] or self.parts)
+            )
+            return thinning * max(value, 0.0), thinning * abs(one - two) / 2, "Lanczos, of the mean over a sample"
         rows, unitary = self.rows, self.store.kind in coverage.UNITARY
         patterns, counts = rows.patterns()
         if unitary and len(patterns) <= looked / 10:
@@ -328,18 +333,11 @@ class _Group:
         if unitary:
             return float(c.min()), _error(part, rows.protected, thinning, looked), "closed form"
         gram, _ = self._mean_gram(c)
-        start = self.basis.images(self.basis.probes(1, self.generator))
-        value = coverage.lanczos(gram, start, self._steps())[0]
+        value = max(coverage.lanczos(gram, self._start(), self._steps())[0], 0.0)
         return value, _error(part, rows.protected, thinning, looked), "Lanczos, one scan's maps"
 
-    def _smallest(self, parts: list[Measurement]) -> float:
-        everything, self.parts = self.parts, parts
-        try:
-            gram, _ = self._mean_gram()
-            start = self.basis.images(self.basis.probes(1, self.generator))
-            return max(coverage.lanczos(gram, start, self._steps())[0], 0.0)
-        finally:
-            self.parts = everything
+    def _start(self) -> Tensor:
+        return self.basis.images(self.basis.probes(1, self.generator))
 
     def _steps(self) -> int:
         return int(np.clip(SOLVED_BYTES // (8 * math.prod(self.group.image_shape)), 8, STEPS))
@@ -348,7 +346,7 @@ class _Group:
         if self.rows is not None:
             outer = self.rows.part[~self.rows.protected]
             return 1 / max(float(outer.mean()), 1e-9) if len(outer) else 1.0
-        return 1 / max(float(np.mean(self._measured())), 1e-9)
+        return 1 / max(float(np.mean(self.measured)), 1e-9)
 
     def _suggested(self, acceleration: float) -> float:
         """So much that the acceleration rises by one (Aali et al. 2024, arXiv:2403.08728), within reason."""
@@ -373,19 +371,19 @@ class _Group:
     # ------------------------------------------------------------------------------------------------ duplicates
 
     def features(self, store: Store, scans: NDArray[np.int64]) -> Features:
-        """What these scans are compared by: rows where they mean the same in every scan, otherwise small images."""
+        """Read what scans are compared by: rows where they mean the same in every scan, otherwise small images."""
         clear = self.power >= CLEAR * self.noise**2
         if store.kind in coverage.UNITARY:
             return self._row_features(store, scans, clear)
         scans = _spread(scans, max(2, VALUES // math.prod(self.group.measurement_shape)))
         clear = clear & (self.share >= CLEAR / (1 + CLEAR))
-        block = tuple(slice(max(0, size // 2 - SMALL // 2), size // 2 + SMALL // 2) for size in clear.shape)
+        block = [slice(max(0, size // 2 - SMALL // 2), size // 2 + SMALL // 2) for size in clear.shape]
         inside = torch.zeros_like(clear)
-        inside[block] = clear[block]
+        inside[tuple(block)] = clear[tuple(block)]
         values, noise = [], []
-        for m in self._read(store, scans, "small images", CHUNK // 4):
+        for m in self._read(store, scans, "small images", most=64):
             z = gaussian.posterior_mean(m, self.power, self.basis, iterations=12) * inside
-            values.append(centred_ifft(z[(..., *block)], clear.ndim).abs().flatten(1))
+            values.append(centred_ifft(z[(slice(None), slice(None), *block)], clear.ndim).abs().flatten(1))
             noise.append(gaussian.uncertainty(m, self.power, inside, self.basis, self.generator).mean().expand(len(m)))
         enough = int(inside.sum()) >= LEAST
         return Features(torch.cat(values)[:, : None if enough else 0], None, torch.cat(noise), scans)
@@ -409,8 +407,23 @@ class _Group:
         return same_images(features, self.generator) if features.seen is None else same_rows(features)
 
 
+def _measured(A: LinearOperator, pixels: int) -> NDArray[np.float64]:
+    """Part that each scan measures of what a full measurement would be."""
+    rows = A.rows.flatten(1).double()
+    if coverage.all_rows(A) is not None:
+        return rows.mean(1).numpy()
+    if isinstance(A, Nufft):  # readouts against those of a Cartesian scan
+        full = trajectories.acceleration(A.trajectory, A.shape, A.readout if A.readout > 1 else None)
+        return (rows.mean(1) / full).numpy()
+    return (rows.sum(1) / pixels).clamp_max(1).numpy()
+
+
+def _digest(values: list[Tensor]) -> bytes:
+    return hashlib.sha256(b"".join(value.contiguous().numpy().tobytes() for value in values)).digest()
+
+
 def _error(part: NDArray[np.float64], protected: NDArray[np.bool_], thinning: float, looked: int) -> float:
-    """Sampling error of the smallest conditional probability; for rows that were never seen, what 95 % would show."""
+    """Estimate the sampling error of the smallest probability; of a row that was never seen, the 95 % limit."""
     c = coverage.conditional(part, protected, thinning)
     least = int(c.argmin())
     p = part[least]
@@ -419,8 +432,8 @@ def _error(part: NDArray[np.float64], protected: NDArray[np.bool_], thinning: fl
     return float(abs(moved - c[least]))
 
 
-def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _smoothed(values: Tensor) -> Tensor:
     """Mean over neighbours: from probes, single values are noisy."""
     from scipy.ndimage import uniform_filter
 
-    return np.asarray(uniform_filter(values, 3, mode="nearest"))
+    return torch.from_numpy(uniform_filter(values.double().numpy(), 3, mode="nearest"))

@@ -24,7 +24,7 @@ Command = Callable[..., tuple[str, str]]
 TRAIN = ("--images", 64, "--batch", 16, "--widths", 32, "--laps", 1, "--em-steps", 2, "--checkpoint", 32, "--quiet")
 QUICK = ("--steps", 3, "--quiet", "--device", "cpu")
 MEASURE = ("--coils", 3, "--acceleration", 2, "--calibration", 4, "--quiet")
-COMMANDS = ["demo", "simulate", "import array", "info", "train", "sample", "reconstruct", "evaluate", "figure"]
+COMMANDS = ["demo", "simulate", "import array", "info", "check", "train", "sample", "reconstruct", "evaluate", "figure"]
 
 
 @pytest.fixture
