@@ -36,6 +36,7 @@ __all__ = ["Basis", "determined", "fit_power", "information", "posterior_mean", 
 
 Map = Callable[[Tensor], Tensor]
 STEPS, SETTLED = 16, 0.05  # of the fit, and relative change of the power at which it ends
+COARSE, FINE = 10, 30  # conjugate gradient iterations of the first half of the steps, and of the others
 KNOWN, MEASURED = 10.0, 0.01  # Fisher information (the power is known to a third) and share from which a band is fitted
 FLOOR = 1e-3  # noise relative to the measured values that counts as none
 
@@ -115,7 +116,7 @@ def information(m: Measurement) -> Map:
     return apply
 
 
-def resolve(apply: Map, power: Tensor, rhs: Tensor, basis: Basis, iterations: int = 30) -> Tensor:
+def resolve(apply: Map, power: Tensor, rhs: Tensor, basis: Basis, iterations: int = 20) -> Tensor:
     r"""Solve :math:`(C^{-1} + G)\, x = r` for coefficients.
 
     Parameters
@@ -150,7 +151,7 @@ def determined(m: Measurement, power: Tensor, basis: Basis, generator: torch.Gen
     return (probes.conj() * explained).real
 
 
-def posterior_mean(m: Measurement, power: Tensor, basis: Basis, iterations: int = 30) -> Tensor:
+def posterior_mean(m: Measurement, power: Tensor, basis: Basis, iterations: int = 20) -> Tensor:
     """Coefficients of the linear estimate of every scan's image, ``(batch, *shape)``."""
     back = m.operator.adjoint(m.y / noise_of(m) ** 2)
     back = back if basis.is_complex else back.real
@@ -160,7 +161,7 @@ def posterior_mean(m: Measurement, power: Tensor, basis: Basis, iterations: int 
 def uncertainty(m: Measurement, power: Tensor, where: Tensor, basis: Basis, generator: torch.Generator) -> Tensor:
     """Sum of :math:`X_{kk}` over some coefficients, ``(batch,)``, from one probe a scan."""
     probes = basis.probes(len(m), generator) * where
-    return (probes.conj() * resolve(information(m), power, probes, basis, iterations=12)).real.flatten(1).sum(1)
+    return (probes.conj() * resolve(information(m), power, probes, basis, COARSE)).real.flatten(1).sum(1)
 
 
 def fit_power(
@@ -183,13 +184,14 @@ def fit_power(
     flat = bands.flatten()
     count = torch.bincount(flat)
     power = torch.full(bands.shape, _level(parts, basis))
-    for _ in range(STEPS):
+    for step in range(STEPS):
+        iterations = COARSE if step < STEPS // 2 else FINE
         score, fisher, share = torch.zeros(3, len(count))
         for m in parts:
             apply = information(m)
-            estimate = posterior_mean(m, power, basis).abs().square() / basis.parts
+            estimate = posterior_mean(m, power, basis, iterations).abs().square() / basis.parts
             probes = basis.probes(len(m), generator)
-            explained = resolve(apply, power, basis.coefficients(apply(basis.images(probes))), basis)
+            explained = resolve(apply, power, basis.coefficients(apply(basis.images(probes))), basis, iterations)
             known = (probes.conj() * explained).real
             squared = explained.abs().square()
             for total, values in ((score, estimate - known * power), (fisher, squared), (share, known)):
@@ -200,7 +202,8 @@ def fit_power(
         seen = share / (count.clamp_min(1) * sum(map(len, parts)) * basis.shape[0])
         stepped = _completed(stepped, (fisher >= KNOWN) & (seen >= MEASURED), basis)
         power = stepped[flat].reshape(bands.shape)
-        if float((stepped / spectrum.clamp_min(1e-30)).log().abs().max()) < SETTLED:
+        change = float((stepped / spectrum.clamp_min(1e-30)).log().abs().max())
+        if iterations == FINE and change < SETTLED:
             break
     return power
 

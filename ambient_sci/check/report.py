@@ -16,6 +16,8 @@ Verdict = Literal["good", "marginal", "refused"]
 LEAST_SCANS = 10.0
 """Scans that have to tell of a frequency: a variance is known from ``n`` samples to one part in the root of ``n``, so
 that ten know it to a third."""
+HARDLY_ANY = 3.0
+"""Scans of which a frequency needs as many to count as measured at all."""
 REFUSED_SHARE = 0.5
 """Starved part of the missing energy from which a prior would mostly invent."""
 MARGINAL_SHARE = 0.05
@@ -54,6 +56,8 @@ class GroupReport:
         Part of the images' energy that a scan leaves unknown to a linear estimate.
     starved_share
         Starved part of that missing energy.
+    rare_share
+        Part of it in frequencies or pixels that fewer than ten scans measured.
     eigenvalue, eigenvalue_error
         Smallest eigenvalue of :math:`E[A^H A \mid \tilde A]`, averaged over :math:`\tilde A`, and its error.
     eigenvalue_how
@@ -83,6 +87,7 @@ class GroupReport:
     bands: dict[str, list[float]]
     missing: float
     starved_share: float
+    rare_share: float
     eigenvalue: float
     eigenvalue_error: float
     eigenvalue_how: str
@@ -139,6 +144,13 @@ class GroupReport:
             else:
                 reasons.append(f"{invented}: mostly, it drowns in the noise of all {self.scans} scans")
                 advice.append("average more, measure more scans, or do not trust the finest details")
+        if self.rare_share >= MARGINAL_SHARE and verdict != "refused":
+            verdict = "marginal"
+            reasons.append(
+                f"{self.rare_share:.0%} of the energy that a scan leaves unknown is where fewer than "
+                f"{LEAST_SCANS:.0f} scans measured"
+            )
+            advice.append("measure more scans, or less undersampled ones")
         if self.apart is not None and self.apart >= MARGINAL_SHARE:
             refused = self.apart >= REFUSED_SHARE and self.unitary
             verdict = _worse(verdict, "refused" if refused else "marginal")
@@ -182,7 +194,17 @@ class GroupReport:
         """Everything but the maps, as JSON can hold it."""
         verdict, reasons, advice = self.judge()
         counts = np.quantile(self.effective_scans, (0, 0.5, 1)).tolist()
-        names = ("domain", "scans", "looked_at", "patterns", "ever_measured", "bands", "missing", "starved_share")
+        names = (
+            "domain",
+            "scans",
+            "looked_at",
+            "patterns",
+            "ever_measured",
+            "bands",
+            "missing",
+            "starved_share",
+            "rare_share",
+        )
         more = ("directions", "eigenvalue", "eigenvalue_error", "eigenvalue_how", "apart")
         last = ("together", "thinning", "suggested_thinning", "acceleration", "supported")
         return {

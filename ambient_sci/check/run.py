@@ -15,7 +15,7 @@ from ambient_sci.check import coverage, gaussian
 from ambient_sci.check.coverage import Rows
 from ambient_sci.check.duplicates import LEAST, Features, same_images, same_rows
 from ambient_sci.check.gaussian import Basis
-from ambient_sci.check.report import LEAST_SCANS, CheckReport, GroupReport, Leaks
+from ambient_sci.check.report import HARDLY_ANY, LEAST_SCANS, CheckReport, GroupReport, Leaks
 from ambient_sci.datasets.store import SizeGroup, Store, open_store
 from ambient_sci.errors import ConfigError, DataError
 from ambient_sci.measurement import Measurement
@@ -28,7 +28,7 @@ __all__ = ["check"]
 ON_GRID = ("fourier", "sense", "mask", "identity")  # kinds whose rows are the coefficients, coil by coil
 PIXELS = ("mask", "identity")
 READ, CHUNK = 4 << 30, 64 << 20  # bytes of all scans that are looked at, and of those read together
-SOLVED, SOLVED_BYTES = 48, 256 << 20  # scans that linear estimates are made of
+SOLVED, SOLVED_VALUES, SOLVED_BYTES = 48, 4_000_000, 256 << 20  # scans that linear estimates are made of
 MASKS = 512 << 20  # entries of the masks that are kept
 VALUES = 100_000_000  # measured values of all scans whose images are compared
 GAIN, STRONGEST = 1e2, 1e4  # how far below the mean gain a direction counts as not measured; if it is as strong as any
@@ -137,12 +137,15 @@ class _Group:
         self.sample = _spread(group.scans, min(scans, max(64, READ // max(group.nbytes, 1))))
         self._scan_rows()
         per_scan = group.nbytes + 64 * math.prod(group.image_shape)
-        count = int(np.clip(SOLVED_BYTES // per_scan, 4, SOLVED))
+        count = int(np.clip(SOLVED_VALUES // math.prod(group.measurement_shape), 8, SOLVED))
+        count = int(np.clip(SOLVED_BYTES // per_scan, 2, count))
         self.parts = list(self._read(store, _spread(self.sample, count), "", most=-(-count // 2)))
         work = len(self.parts) * (gaussian.STEPS + 1) + 2 * PROBES
         self.bar = tqdm(total=work, desc="linear estimates", unit="batch", delay=2, disable=not progress)
         self.power = gaussian.fit_power(self.parts, self.basis, self.generator, self.bar.update)
-        self.noise = float(torch.cat([(m.noise**2).flatten(1).mean(1) for m in self.parts]).mean().sqrt())
+        self.noise = float(
+            torch.cat([gaussian.noise_of(m).square().flatten(1).mean(1) for m in self.parts]).mean().sqrt()
+        )
 
     def _read(self, store: Store, scans: NDArray[np.int64], label: str, most: int = 256) -> Iterator[Measurement]:
         step = int(np.clip(CHUNK // max(self.group.nbytes, 1), 1, most))
@@ -181,8 +184,8 @@ class _Group:
 
     def report(self, thinning: float) -> GroupReport:
         self.share = torch.cat([self._share(m) for m in self.parts]).mean(0)
-        snr = self.power / self.noise**2 if self.noise > 0 else torch.full_like(self.power, math.inf)
-        direct = torch.where(snr.isinf(), 1.0, snr / (1 + snr))
+        snr = self.power / self.noise**2
+        direct = snr / (1 + snr)
         grid = self._on_grid()
         total = len(self.group.scans)
         starved, unmeasured = self._starved(total)
@@ -199,6 +202,9 @@ class _Group:
         unknown = (1 - self.share).clamp(0, 1)
         left = float((unknown * self.power).sum())
         hungry = float((starved * self.power).sum())
+        rare = 0.0
+        if grid is not None:
+            rare = float((unknown * self.power)[(grid > 0) & (grid * total < LEAST_SCANS)].sum()) / max(left, 1e-30)
         missing = left / float(self.power.sum())
         apart, together = None, None
         if self.rows is not None:
@@ -221,6 +227,7 @@ class _Group:
             bands=self._bands(snr, effective),
             missing=missing,
             starved_share=min(hungry / max(left, 1e-4 * float(self.power.sum())), 1.0),
+            rare_share=rare,
             eigenvalue=eigenvalue,
             eigenvalue_error=error,
             eigenvalue_how=how,
@@ -267,7 +274,7 @@ class _Group:
         if gain <= 0:
             return torch.ones_like(self.power), torch.ones_like(self.power)
         limit = LEAST_SCANS / (total - LEAST_SCANS)
-        strength = gain * self.power / (limit * max(self.noise, 1e-9) ** 2)
+        strength = gain * self.power / (limit * self.noise**2)
 
         def unknown(power: Tensor) -> Tensor:
             shares = []
@@ -284,13 +291,13 @@ class _Group:
     ) -> tuple[gaussian.Map, float]:
         """Mean of ``A^H A`` over scans for one image, and its mean eigenvalue.
 
-        Where rows mean the same in every scan, over all masks that were looked at but one scan's maps; rows that fewer
-        than `LEAST_SCANS` scans measured count as never measured.
+        Where rows mean the same in every scan, over all masks that were looked at but one scan's maps; rows that hardly
+        any scan measured count as never measured.
         """
         if self.rows is not None:
             part = self.rows.part if weight is None else weight
             if weight is None:
-                part = np.where(part * len(self.group.scans) < LEAST_SCANS, 0, part)
+                part = np.where(part * len(self.group.scans) < HARDLY_ANY, 0, part)
             full = coverage.all_rows(self.parts[0].operator[:1])
             assert full is not None
             rows = self.rows.on(part)
@@ -382,7 +389,7 @@ class _Group:
         inside[tuple(block)] = clear[tuple(block)]
         values, noise = [], []
         for m in self._read(store, scans, "small images", most=64):
-            z = gaussian.posterior_mean(m, self.power, self.basis, iterations=12) * inside
+            z = gaussian.posterior_mean(m, self.power, self.basis, gaussian.COARSE) * inside
             values.append(centred_ifft(z[(slice(None), slice(None), *block)], clear.ndim).abs().flatten(1))
             noise.append(gaussian.uncertainty(m, self.power, inside, self.basis, self.generator).mean().expand(len(m)))
         enough = int(inside.sum()) >= LEAST

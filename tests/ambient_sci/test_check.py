@@ -253,7 +253,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     ],
 )
 def test_verdicts(name: str, verdict: str, reason: str | None, benchmark: Any, tmp_path: Path) -> None:
-    count = 150
+    count = 60 if "radial" in name else 150
     benchmark.write(tmp_path / "scans.zarr", benchmark.ellipses(count, 1), benchmark.SCHEMES[name], 3)
     report = check(tmp_path / "scans.zarr", progress=False)
     assert report.verdict == verdict, report.reasons
@@ -296,6 +296,13 @@ def test_noise_is_told_from_what_is_not_measured(tmp_path: Path, blobs: Callable
     assert report.verdict == "refused"
     assert "noise" in report.reasons[0]
     assert report.groups[0].directions["unmeasured"] == 0
+
+
+def test_scans_without_noise(tmp_path: Path, blobs: Callable[..., np.ndarray]) -> None:
+    A = Fourier(random_columns(60, 16, acceleration=2), (16, 16), 4)
+    report = check(write(tmp_path / "clean.zarr", as_images(blobs(60)), A, 0.0), progress=False)
+    assert report.verdict == "good", report.reasons
+    json.loads(report.to_json(), parse_constant=pytest.fail)
 
 
 def test_few_scans_are_refused(tmp_path: Path, blobs: Callable[..., np.ndarray]) -> None:
