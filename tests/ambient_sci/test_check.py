@@ -254,7 +254,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
 )
 def test_verdicts(name: str, verdict: str, reason: str | None, benchmark: Any, tmp_path: Path) -> None:
     count = 60 if "radial" in name else 150
-    benchmark.write(tmp_path / "scans.zarr", benchmark.ellipses(count, 1), benchmark.SCHEMES[name], 3)
+    benchmark.write(tmp_path / "scans.zarr", benchmark.ellipses(count, 1), benchmark.CASES[name].scheme, 3)
     report = check(tmp_path / "scans.zarr", progress=False)
     assert report.verdict == verdict, report.reasons
     assert reason is None or any(reason in text for text in report.reasons)
