@@ -43,7 +43,6 @@ from ambient_sci.operators import Identity, LinearOperator
 
 __all__ = ["Rows", "all_rows", "conditional", "conditional_of_patterns", "lanczos", "pairs_apart", "protected_rows"]
 
-UNITARY = ("fourier", "mask", "identity")  # kinds whose rows, all together, are an orthonormal basis
 PAIRED = 2048  # rows among which pairs are counted
 CHANCE = 5.0  # scans in which a pair should have met by chance
 

@@ -24,6 +24,7 @@ over the coefficients :math:`k` of a band :math:`b` in all scans; where :math:`A
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -32,9 +33,22 @@ from ambient_sci.measurement import Measurement, randn_like
 from ambient_sci.operators import conjugate_gradient
 from ambient_sci.operators.fourier import centred_fft, centred_ifft
 
-__all__ = ["Basis", "determined", "fit_power", "information", "posterior_mean", "resolve", "uncertainty"]
+__all__ = [
+    "DIAGONAL",
+    "Basis",
+    "Information",
+    "determined",
+    "fit_power",
+    "inform",
+    "information",
+    "posterior_mean",
+    "resolve",
+    "uncertainty",
+]
 
 Map = Callable[[Tensor], Tensor]
+Information: TypeAlias = Map | Tensor
+DIAGONAL = ("fourier", "mask", "identity")  # kinds with an A^H A that is diagonal, in frequencies or in pixels
 STEPS, SETTLED = 16, 0.05  # of the fit, and relative change of the power at which it ends
 COARSE, FINE = 10, 30  # conjugate gradient iterations of the first half of the steps, and of the others
 KNOWN, MEASURED = 10.0, 0.01  # Fisher information (the power is known to a third) and share from which a band is fitted
@@ -104,9 +118,11 @@ def noise_of(m: Measurement) -> Tensor:
     return torch.maximum(m.noise, FLOOR * rms.clamp_min(torch.finfo(m.y.real.dtype).tiny))
 
 
-def information(m: Measurement) -> Map:
-    r"""Make the map :math:`G = A^H \Sigma^{-1} A` of every scan, from images to images."""
+def information(m: Measurement, basis: Basis) -> Information:
+    r"""Make :math:`G = A^H \Sigma^{-1} A` of every scan, a map of images; where it is diagonal, its diagonal."""
     noise, A = noise_of(m), m.operator
+    if A.kind in DIAGONAL and basis.pixels == (A.kind != "fourier"):
+        return (A.rows / noise**2).expand(len(m), *basis.shape)
     scalar = noise.numel() == len(noise)
 
     def apply(x: Tensor) -> Tensor:
@@ -116,13 +132,18 @@ def information(m: Measurement) -> Map:
     return apply
 
 
-def resolve(apply: Map, power: Tensor, rhs: Tensor, basis: Basis, iterations: int = 20) -> Tensor:
+def inform(G: Information, z: Tensor, basis: Basis) -> Tensor:
+    """Apply :math:`G` to coefficients."""
+    return G * z if isinstance(G, Tensor) else basis.coefficients(G(basis.images(z)))
+
+
+def resolve(G: Information, power: Tensor, rhs: Tensor, basis: Basis, iterations: int = 20) -> Tensor:
     r"""Solve :math:`(C^{-1} + G)\, x = r` for coefficients.
 
     Parameters
     ----------
-    apply
-        :math:`G`, from a batch of images to a batch of images.
+    G
+        A map from a batch of images to a batch of images, or a diagonal in the basis.
     power
         :math:`C`, broadcastable to the coefficients.
     rhs
@@ -130,38 +151,38 @@ def resolve(apply: Map, power: Tensor, rhs: Tensor, basis: Basis, iterations: in
     basis
         What they are coefficients of.
     iterations
-        At most so many conjugate gradient iterations.
+        At most so many conjugate gradient iterations, unless :math:`G` is diagonal.
     """
+    if isinstance(G, Tensor):
+        return rhs * power / (1 + G * power)
     probe = basis.probes(1, torch.Generator().manual_seed(0)).expand(rhs.shape)
-    seen = basis.coefficients(apply(basis.images(probe)))
-    gain = float((probe.conj() * seen).real.mean().clamp_min(0))
+    gain = float((probe.conj() * inform(G, probe, basis)).real.mean().clamp_min(0))
     root, rest = (power / (1 + gain * power)).sqrt(), 1 / (1 + gain * power)  # preconditioned by (1 / C + gain)
 
     def scaled(u: Tensor) -> Tensor:
-        return rest * u + root * basis.coefficients(apply(basis.images(root * u)))
+        return rest * u + root * inform(G, root * u, basis)
 
     return root * conjugate_gradient(scaled, root * rhs, iterations=iterations, tolerance=1e-4)
 
 
 def determined(m: Measurement, power: Tensor, basis: Basis, generator: torch.Generator) -> Tensor:
     """Share of each coefficient's power that each scan determines, ``(batch, *shape)``, from one probe a scan."""
-    apply = information(m)
-    probes = basis.probes(len(m), generator)
-    explained = resolve(apply, power, basis.coefficients(apply(basis.images(probes))), basis)
-    return (probes.conj() * explained).real
+    G, probes = information(m, basis), basis.probes(len(m), generator)
+    return (probes.conj() * resolve(G, power, inform(G, probes, basis), basis)).real
 
 
 def posterior_mean(m: Measurement, power: Tensor, basis: Basis, iterations: int = 20) -> Tensor:
     """Coefficients of the linear estimate of every scan's image, ``(batch, *shape)``."""
     back = m.operator.adjoint(m.y / noise_of(m) ** 2)
     back = back if basis.is_complex else back.real
-    return resolve(information(m), power, basis.coefficients(back), basis, iterations)
+    return resolve(information(m, basis), power, basis.coefficients(back), basis, iterations)
 
 
 def uncertainty(m: Measurement, power: Tensor, where: Tensor, basis: Basis, generator: torch.Generator) -> Tensor:
     """Sum of :math:`X_{kk}` over some coefficients, ``(batch,)``, from one probe a scan."""
     probes = basis.probes(len(m), generator) * where
-    return (probes.conj() * resolve(information(m), power, probes, basis, COARSE)).real.flatten(1).sum(1)
+    solved = resolve(information(m, basis), power, probes, basis, COARSE)
+    return (probes.conj() * solved).real.flatten(1).sum(1)
 
 
 def fit_power(
@@ -188,10 +209,10 @@ def fit_power(
         iterations = COARSE if step < STEPS // 2 else FINE
         score, fisher, share = torch.zeros(3, len(count))
         for m in parts:
-            apply = information(m)
+            G = information(m, basis)
             estimate = posterior_mean(m, power, basis, iterations).abs().square() / basis.parts
             probes = basis.probes(len(m), generator)
-            explained = resolve(apply, power, basis.coefficients(apply(basis.images(probes))), basis, iterations)
+            explained = resolve(G, power, inform(G, probes, basis), basis, iterations)
             known = (probes.conj() * explained).real
             squared = explained.abs().square()
             for total, values in ((score, estimate - known * power), (fisher, squared), (share, known)):

@@ -190,7 +190,7 @@ class _Group:
         total = len(self.group.scans)
         starved, unmeasured = self._starved(total)
         share = self.share
-        if self.store.kind in coverage.UNITARY:
+        if self.store.kind in gaussian.DIAGONAL:
             assert grid is not None
             share, measured = grid * direct, grid > 0
         else:
@@ -233,7 +233,7 @@ class _Group:
             eigenvalue_how=how,
             apart=apart,
             together=together,
-            unitary=self.store.kind in coverage.UNITARY,
+            unitary=self.store.kind in gaussian.DIAGONAL,
             thinning=thinning,
             suggested_thinning=self._suggested(acceleration),
             acceleration=acceleration,
@@ -276,10 +276,18 @@ class _Group:
         limit = LEAST_SCANS / (total - LEAST_SCANS)
         strength = gain * self.power / (limit * self.noise**2)
 
+        G: gaussian.Information
+        if self.rows is not None and self.store.kind in gaussian.DIAGONAL:
+            G = self.rows.on(self._measured_part()).expand(1, *self.basis.shape) / gain
+        else:
+
+            def G(x: Tensor) -> Tensor:
+                return gram(x) / gain
+
         def unknown(power: Tensor) -> Tensor:
             shares = []
             for probe in self.basis.probes(PROBES, self.generator).split(1):
-                solved = gaussian.resolve(lambda x: gram(x) / gain, power, probe, self.basis, iterations=80)
+                solved = gaussian.resolve(G, power, probe, self.basis, iterations=80)
                 shares.append((solved.abs() / power).square().mean((0, 1)))
                 self.bar.update()
             return torch.stack(shares).mean(0).clamp(0, 1)
@@ -295,12 +303,9 @@ class _Group:
         any scan measured count as never measured.
         """
         if self.rows is not None:
-            part = self.rows.part if weight is None else weight
-            if weight is None:
-                part = np.where(part * len(self.group.scans) < HARDLY_ANY, 0, part)
             full = coverage.all_rows(self.parts[0].operator[:1])
             assert full is not None
-            rows = self.rows.on(part)
+            rows = self.rows.on(self._measured_part() if weight is None else weight)
 
             def apply(x: Tensor) -> Tensor:
                 return self._as_image(full.adjoint(rows * full(x)))
@@ -317,6 +322,12 @@ class _Group:
         gain = float((probe.conj() * apply(probe)).real.sum() / probe.abs().square().sum())
         return apply, gain
 
+    def _measured_part(self) -> NDArray[np.float64]:
+        """Part of the scans that measured each row, zero where that is hardly any."""
+        assert self.rows is not None
+        part = self.rows.part
+        return np.where(part * len(self.group.scans) < HARDLY_ANY, 0, part)
+
     def _as_image(self, x: Tensor) -> Tensor:
         return x if self.basis.is_complex else x.real
 
@@ -330,7 +341,7 @@ class _Group:
                 for parts in (self.parts, self.parts[0::2], self.parts[1::2] or self.parts)
             )
             return thinning * max(value, 0.0), thinning * abs(one - two) / 2, "Lanczos, of the mean over a sample"
-        rows, unitary = self.rows, self.store.kind in coverage.UNITARY
+        rows, unitary = self.rows, self.store.kind in gaussian.DIAGONAL
         patterns, counts = rows.patterns()
         if unitary and len(patterns) <= looked / 10:
             value, _ = coverage.conditional_of_patterns(patterns, counts, rows.protected, thinning, self.generator)
@@ -380,7 +391,7 @@ class _Group:
     def features(self, store: Store, scans: NDArray[np.int64]) -> Features:
         """Read what scans are compared by: rows where they mean the same in every scan, otherwise small images."""
         clear = self.power >= CLEAR * self.noise**2
-        if store.kind in coverage.UNITARY:
+        if store.kind in gaussian.DIAGONAL:
             return self._row_features(store, scans, clear)
         scans = _spread(scans, max(2, VALUES // math.prod(self.group.measurement_shape)))
         clear = clear & (self.share >= CLEAR / (1 + CLEAR))

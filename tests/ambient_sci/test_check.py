@@ -185,7 +185,7 @@ def test_what_a_scan_leaves_unknown_is_that_of_dense_matrices() -> None:
     F = dense(lambda x: centred_fft(x, 2), (1, size, size))
     every = gaussian.determined(m.repeat(400), power, basis, generator()).unflatten(0, (2, 400)).mean(1)
     rhs = randn_like(torch.zeros(2, 1, size, size, dtype=torch.complex64), generator(5))
-    solved = gaussian.resolve(gaussian.information(m), power, rhs, basis, iterations=80)
+    solved = gaussian.resolve(gaussian.information(m, basis), power, rhs, basis, iterations=80)
     for scan in range(2):
         A = m.operator[scan]
         G = F @ dense(lambda x: A.gram(x), (1, size, size)) @ F.conj().T / float(m.noise_std[scan]) ** 2  # noqa: B023
@@ -201,7 +201,14 @@ def test_determined_share_is_exact_where_it_is_diagonal() -> None:
     power = 1 / (0.1 + basis.radius()) ** 2
     m = Measurement(A(torch.ones(3, 1, 8, 8, dtype=torch.complex64)), A, 0.5)
     expected = A.mask * power / (power + 0.25)
-    torch.testing.assert_close(gaussian.determined(m, power, basis, generator()), expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(gaussian.determined(m, power, basis, generator()), expected)
+
+    def apply(x: Tensor) -> Tensor:  # as for kinds of which nothing is known
+        return A.gram(x) / 0.25
+
+    probes = basis.probes(3, generator())
+    explained = gaussian.resolve(apply, power, gaussian.inform(apply, probes, basis), basis)
+    torch.testing.assert_close((probes.conj() * explained).real, expected, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["fourier", "mask", "gaussian"])
@@ -253,7 +260,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     ],
 )
 def test_verdicts(name: str, verdict: str, reason: str | None, benchmark: Any, tmp_path: Path) -> None:
-    count = 60 if "radial" in name else 150
+    count = 30 if "radial" in name else 150
     benchmark.write(tmp_path / "scans.zarr", benchmark.ellipses(count, 1), benchmark.CASES[name].scheme, 3)
     report = check(tmp_path / "scans.zarr", progress=False)
     assert report.verdict == verdict, report.reasons
@@ -375,16 +382,16 @@ def test_each_size_has_its_own_report(tmp_path: Path, blobs: Callable[..., np.nd
 @pytest.mark.parametrize("kind", ["fourier", "sense"])
 def test_planted_duplicates_are_found(kind: str, tmp_path: Path, blobs: Callable[..., np.ndarray]) -> None:
     """Measured again with another mask, other noise and another phase; neighbours are not taken for them."""
-    images = as_images(blobs(40, 24))
+    images = as_images(blobs(40, 20))
     images[[11, 37]] = images[[3, 30]] * torch.polar(torch.tensor(0.8), torch.tensor(0.7))
-    mask = random_columns(40, 24, seed=2)
-    maps = simulate(blobs(40, 24), tmp_path / "m.zarr", coils=4, acceleration=2).read(slice(None)).operator
-    A = Fourier(mask, (24, 24), 4) if kind == "fourier" else Sense(mask, maps.parameters["maps"], 4)
+    mask = random_columns(40, 20, seed=2)
+    maps = simulate(blobs(40, 20), tmp_path / "m.zarr", coils=4, acceleration=2).read(slice(None)).operator
+    A = Fourier(mask, (20, 20), 4) if kind == "fourier" else Sense(mask, maps.parameters["maps"], 4)
     report = check(write(tmp_path / "d.zarr", images, A), progress=False)
     assert report.duplicates == [(3, 11), (30, 37)]
     assert report.duplicated == 2
     assert report.verdict != "good"
-    other = write(tmp_path / "t.zarr", torch.cat([as_images(blobs(5, 24, seed=8)), images[20:21]]), A[:6])
+    other = write(tmp_path / "t.zarr", torch.cat([as_images(blobs(5, 20, seed=8)), images[20:21]]), A[:6])
     leaks = check(open_store(tmp_path / "d.zarr"), other, progress=False).leaks
     assert leaks is not None
     assert leaks.pairs == [(20, 5)]
@@ -409,18 +416,18 @@ def test_leaks_by_subject(tmp_path: Path, blobs: Callable[..., np.ndarray]) -> N
 
 
 def test_duplicates_among_many_are_found_by_projections(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = torch.randn(3000, 40, generator=generator())
-    values[[1200, 2999]] = 3 * values[[7, 50]] + 0.003 * torch.randn(2, 40, generator=generator(1))
-    features = duplicates.Features(values, None, torch.full((3000,), 40 * 0.002**2), np.arange(3000))
+    values = torch.randn(1500, 40, generator=generator())
+    values[[1200, 1499]] = 3 * values[[7, 50]] + 0.003 * torch.randn(2, 40, generator=generator(1))
+    features = duplicates.Features(values, None, torch.full((1500,), 40 * 0.002**2), np.arange(1500))
     exact, told = duplicates.same_images(features, generator())
     assert told
-    assert exact == [(7, 1200), (50, 2999)]
+    assert exact == [(7, 1200), (50, 1499)]
     monkeypatch.setattr(duplicates, "EXACT", 10)
     compared: list[int] = []
     apart = duplicates._apart
     monkeypatch.setattr(duplicates, "_apart", lambda f, pairs: (compared.append(len(pairs)), apart(f, pairs))[1])
     assert duplicates.same_images(features, generator())[0] == exact
-    assert sum(compared) < 3000 * 3000 / 2 / 5
+    assert sum(compared) < 1500 * 1500 / 2 / 5
 
 
 def test_nothing_is_claimed_where_noise_hides_duplicates() -> None:
@@ -432,8 +439,9 @@ def test_nothing_is_claimed_where_noise_hides_duplicates() -> None:
 # ------------------------------------------------------------------------------------------ use
 
 
-def test_the_report_is_the_same_for_the_same_seed(store_path: Path) -> None:
-    first, second = (str(check(store_path, seed=4, progress=False)) for _ in range(2))
+def test_the_report_is_the_same_for_the_same_seed(tmp_path: Path, blobs: Callable[..., np.ndarray]) -> None:
+    store = simulate(blobs(12, 12), tmp_path / "s.zarr", acceleration=2, calibration=4, coils=2)
+    first, second = (str(check(store, seed=4, progress=False)) for _ in range(2))
     assert first == second
 
 
@@ -494,7 +502,7 @@ def test_command(
 
 def test_reports_know_nothing_of_references(tmp_path: Path, blobs: Callable[..., np.ndarray]) -> None:
     kept, without = (
-        simulate(blobs(30), tmp_path / f"{flag}.zarr", operator="fourier", acceleration=2, references=flag)
+        simulate(blobs(12, 12), tmp_path / f"{flag}.zarr", operator="fourier", acceleration=2, references=flag)
         for flag in (True, False)
     )
     one, two = (json.loads(report_of(store).to_json()) for store in (kept, without))
