@@ -19,7 +19,8 @@ whatever the method: that is refused. One fixed mask for all scans is the extrem
 lines of masks such pairs are counted too.
 """
 
-from ambient_sci.check.report import CheckReport, GroupReport
+from ambient_sci.check.group_report import GroupReport
+from ambient_sci.check.report import CheckReport
 from ambient_sci.check.run import check
 
 __all__ = ["CheckReport", "GroupReport", "check"]

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ambient_sci.check.report import LEAST_SCANS, CheckReport, GroupReport
+from ambient_sci.check.group_report import LEAST_SCANS, GroupReport
+from ambient_sci.check.report import CheckReport
 from ambient_sci.plot import COLOURS, INK, MUTED
 
 if TYPE_CHECKING:

@@ -41,6 +41,7 @@ __all__ = [
     "fit_power",
     "inform",
     "information",
+    "noise_of",
     "posterior_mean",
     "resolve",
     "uncertainty",
