@@ -194,6 +194,40 @@ def validate(store: Annotated[Path, typer.Argument(help="a store")]) -> None:
         raise typer.Exit(1)
 
 
+@app.command(
+    epilog=examples(
+        "ambient-sci check scans.zarr",
+        "ambient-sci check scans.zarr --against test.zarr --figure check.png --json check.json",
+    )
+)
+def check(
+    store: Annotated[Path, typer.Argument(help="a store to learn from")],
+    against: Annotated[
+        Optional[Path], typer.Option(help="store to test on: look for what it shares with the first")  # noqa: UP045
+    ] = None,
+    thinning: Annotated[float, typer.Option(help="fraction of rows that training hides")] = 0.3,
+    scans: Annotated[int, typer.Option(min=2, help="look at so many scans of each size, at most")] = 2048,
+    figure: Annotated[Optional[Path], typer.Option(help="draw it, as PNG")] = None,  # noqa: UP045
+    json_path: Annotated[Optional[Path], typer.Option("--json", help="write the numbers here too")] = None,  # noqa: UP045
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Say, before any training, whether a prior can be learned from a store. Exit status 1 if it cannot."""
+    from ambient_sci.check import check as check_store
+    from ambient_sci.checkpoint import replacing
+
+    report = check_store(store, against, thinning=thinning, scans=scans, seed=seed, progress=not quiet)
+    print(report)
+    if json_path is not None:
+        with replacing(json_path) as partial:
+            partial.write_text(report.to_json() + "\n")
+    if figure is not None:
+        with replacing(figure) as partial:
+            report.plot().savefig(partial, format="png")
+    if report.verdict == "refused":
+        raise typer.Exit(1)
+
+
 def _train(store: Path, out: Path, config: Path | None, quiet: bool, **options: Any) -> None:
     from ambient_sci.training import train as run_training
 

@@ -25,7 +25,7 @@ TRAIN = ("--images", 64, "--batch", 16, "--widths", 32, "--laps", 1, "--em-steps
 QUICK = ("--steps", 3, "--quiet", "--device", "cpu")
 MEASURE = ("--coils", 3, "--acceleration", 2, "--calibration", 4, "--quiet")
 IMPORTS = [f"import {name}" for name in ("array", "bart", "fastmri", "ismrmrd", "ms", "uvfits", "uvh5")]
-STORES = ["simulate", *IMPORTS, "info", "convert", "validate"]
+STORES = ["simulate", *IMPORTS, "info", "check", "convert", "validate"]
 COMMANDS = ["demo", *STORES, "train", "sample", "reconstruct", "evaluate", "figure", "export"]
 
 
