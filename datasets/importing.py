@@ -132,7 +132,8 @@ def import_scans(
     with _interruptions(StoreWriter(path, origin, overwrite, append=append, resume=resume), progress) as writer:
         start = len(writer)
         done = 0 if append else start
-        bar = tqdm(islice(scans, done, None), desc="importing", initial=done, unit=" scans", disable=not progress)
+        left = islice(scans, done, None)
+        bar = tqdm(left, desc="importing", initial=done, unit=" scans", delay=2, disable=not progress)
         committed = time.monotonic()
         for number, scan in enumerate(bar, start=done):
             if isinstance(scan, ReadyScan):
