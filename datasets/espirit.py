@@ -38,7 +38,7 @@ SMALLEST = 8
 """Calibration samples along each axis that there must be, or all that the image has, for the patches to be many."""
 
 _SQUARINGS = 6
-_THRESHOLDS = (0.02, 0.005)  # without and with a noise level: what is above the noise are coils, down to small values
+_THRESHOLDS = (0.02, 0.01)  # without and with a noise level: what is above the noise are coils, down to small values
 
 
 def estimate_maps(

@@ -115,7 +115,8 @@ class GroupReport:
         invented = f"{self.starved_share:.0%} of the energy that a scan leaves unknown is starved"
         if self.scans <= LEAST_SCANS:
             verdict = "refused"
-            reasons.append(f"{self.scans} scans are too few to tell even the power of each frequency or pixel")
+            count = "one scan is" if self.scans == 1 else f"{self.scans} scans are"
+            reasons.append(f"{count} too few to tell even the power of each frequency or pixel")
             advice.append("measure more scans, or use a prior that was learned from others")
         elif self.starved_share >= REFUSED_SHARE:
             verdict = "refused"
