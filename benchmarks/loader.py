@@ -42,7 +42,8 @@ STEPS = 20  # training steps in a round
 RATIO, FASTER, RESIDENT = 1.3, 3.0, 1500.0  # targets: of reading alone, of the training step, MB
 COLUMNS = """\
 - MB/s: of scans in memory, uncompressed; batches/s: of the batch size above
-- ratio: seconds as a multiple of those of the bare library, the median of the ratios within a round
+- ratio: seconds as a multiple of those of the bare library, the median of the ratios within a round and their range
+- processor: the same for processor time, all threads together; other programs disturb it less, and it hides no thread
 - resident: the most memory that the process had, in MB; torch and the package alone take about 350
 - before the bare library and the loader read, the store is taken out of the system's cache of files (Linux)\
 """
@@ -198,11 +199,11 @@ def _raw(path: Path) -> tuple[float, dict[str, float]]:
     shards = getattr(arrays[0], "shards", None)
     step = shards[0] if shards else max(1, BLOCK // (math.prod(arrays[0].shape[1:]) * arrays[0].dtype.itemsize))
     _forget(path)
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     for first in tqdm(range(0, arrays[0].shape[0], step), desc="reading in order", unit="block"):
         for array in arrays:
             array[first : first + step]
-    return time.perf_counter() - start, {}
+    return time.perf_counter() - start, {"processor": time.process_time() - used}
 
 
 def _shuffled(path: Path, batch: int) -> tuple[float, dict[str, float]]:
@@ -214,11 +215,11 @@ def _shuffled(path: Path, batch: int) -> tuple[float, dict[str, float]]:
     store = open_store(path)
     count = len(store) // batch
     _forget(path)
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     drawn = batches(store, batch, seed=0, memory=0)
     for _ in tqdm(itertools.islice(drawn, count), total=count, desc="shuffled batches", unit="batch"):
         pass
-    return time.perf_counter() - start, {}
+    return time.perf_counter() - start, {"processor": time.process_time() - used}
 
 
 def _training(path: Path, batch: int, rounds: int) -> tuple[float, dict[str, float]]:
@@ -317,22 +318,26 @@ def _table(
         return f"{most:.0f}", f"under {RESIDENT:.0f} MB: {verdict(most < RESIDENT)}"
 
     seconds = median(phase.seconds for phase in raw), median(phase.seconds for phase in shuffled)
-    ratio = median(mine.seconds / bare.seconds for mine, bare in zip(shuffled, raw, strict=True))
+    ratios = [mine.seconds / bare.seconds for mine, bare in zip(shuffled, raw, strict=True)]
+    ratio = median(ratios)
+    processor = median(m.more["processor"] / bare.more["processor"] for m, bare in zip(shuffled, raw, strict=True))
     rate = scans // options.batch / seconds[1]
     within = f"at most {RATIO:g}: {verdict(ratio <= RATIO)}"
     faster = f"at least {FASTER:g} times the steps: {verdict(rate * steps.more['em'] >= FASTER)}"
     library = {"zarr": "zarr", "h5": "h5py"}[options.container]
+    spread = f"{ratio:.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
     resident, bound = bounded(shuffled)
-    limit = resident, f"{within}; {faster}; {bound}"
+    alone = bounded(raw)[0], ""
+    limit = f"{processor:.2f}", resident, f"{within}; {faster}; {bound}"
     lines = [
-        ["phase", "seconds", "MB/s", "batches/s", "ratio", "resident", "target"],
-        ["writing", f"{write.seconds:.1f}", f"{size / write.seconds:.0f}", "", "", *bounded([write])],
-        [f"{library}, in order", f"{seconds[0]:.1f}", f"{size / seconds[0]:.0f}", "", "1.00", bounded(raw)[0], ""],
-        ["batches, shuffled", f"{seconds[1]:.1f}", f"{size / seconds[1]:.0f}", f"{rate:.1f}", f"{ratio:.2f}", *limit],
-        ["training step, images", "", "", f"{1 / steps.more['em']:.1f}", "", *bounded([steps])],
-        ["training step, one batch of scans", "", "", f"{1 / steps.more['ambient']:.1f}", "", "", ""],
-        ["training step, batches of the loader", "", "", f"{1 / steps.more['fed']:.1f}", "", "", ""],
-        ["reconstructing 4 scans", f"{reconstruction.seconds:.1f}", "", "", "", *bounded([reconstruction])],
+        ["phase", "seconds", "MB/s", "batches/s", "ratio", "processor", "resident", "target"],
+        ["writing", f"{write.seconds:.1f}", f"{size / write.seconds:.0f}", "", "", "", *bounded([write])],
+        [f"{library}, in order", f"{seconds[0]:.1f}", f"{size / seconds[0]:.0f}", "", "1.00", "1.00", *alone],
+        ["batches, shuffled", f"{seconds[1]:.1f}", f"{size / seconds[1]:.0f}", f"{rate:.1f}", spread, *limit],
+        ["training step, images", "", "", f"{1 / steps.more['em']:.1f}", "", "", *bounded([steps])],
+        ["training step, one batch of scans", "", "", f"{1 / steps.more['ambient']:.1f}", "", "", "", ""],
+        ["training step, batches of the loader", "", "", f"{1 / steps.more['fed']:.1f}", "", "", "", ""],
+        ["reconstructing 4 scans", f"{reconstruction.seconds:.1f}", "", "", "", "", *bounded([reconstruction])],
     ]
     return markdown(lines, ("phase", "target"))
 
