@@ -19,7 +19,7 @@ from ambient_sci.check import CheckReport, check, coverage, duplicates, gaussian
 from ambient_sci.check.coverage import Rows
 from ambient_sci.check.gaussian import Basis
 from ambient_sci.datasets import StoreWriter, simulate
-from ambient_sci.datasets.store import SizeGroup, Store
+from ambient_sci.datasets.store import Store
 from ambient_sci.errors import ConfigError, DataError
 from ambient_sci.measurement import randn_like
 from ambient_sci.operators import Average, Blur, Fourier, LinearOperator, Mask, Sense, patterns
@@ -359,19 +359,17 @@ def test_every_kind_has_a_report(kind: str, tmp_path: Path, blobs: Callable[...,
     assert len(report.plot().axes) >= 3
 
 
-def test_each_size_has_its_own_report(tmp_path: Path, blobs: Callable[..., np.ndarray], monkeypatch: Any) -> None:
-    """As a store of several sizes says it: here, two halves of one."""
-    mask = torch.cat([random_columns(40, 16), random_columns(1, 16).expand(60, -1, -1, -1)])
-    store = write(tmp_path / "two.zarr", as_images(blobs(100)), Fourier(mask, (16, 16), 4))
-    whole = store.groups[0]
-    halves = [
-        SizeGroup(part, whole.image_shape, whole.measurement_shape, whole.chunk, whole.nbytes)
-        for part in (whole.scans[:40], whole.scans[40:])
-    ]
-    monkeypatch.setattr(Store, "groups", property(lambda self: halves))
-    report = check(store, progress=False)
+def test_each_size_has_its_own_report(tmp_path: Path, blobs: Callable[..., np.ndarray]) -> None:
+    small = random_columns(40, 16)
+    sizes = [(40, 16, small), (60, 20, random_columns(1, 20).expand(60, -1, -1, -1))]
+    with StoreWriter(tmp_path / "two.zarr", {}) as writer:
+        for count, size, mask in sizes:
+            A = Fourier(mask, (size, size), 4)
+            y = A(as_images(blobs(count, size)))
+            writer.append(Measurement(y + 0.02 * randn_like(y, generator(9)) * A.rows, A, 0.02))
+    report = check(tmp_path / "two.zarr", progress=False)
     assert [group.judge()[0] for group in report.groups][1] == "refused"
-    assert [group.patterns for group in report.groups] == [len(torch.unique(mask[:40], dim=0)), 1]
+    assert [group.patterns for group in report.groups] == [len(torch.unique(small, dim=0)), 1]
     assert report.verdict == "refused"  # most scans are of the second size
     assert len(report.plot().axes) >= 6
 
