@@ -81,7 +81,7 @@ def kspace() -> np.ndarray:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the README supposes its reader to have."""
-    np.save(tmp_path / "brains.npy", discs(24, 0))
+    np.save(tmp_path / "brains.npy", discs(96, 0))
     np.save(tmp_path / "others.npy", discs(6, 1))
     np.save(tmp_path / "kspace.npy", kspace())
     monkeypatch.chdir(tmp_path)
