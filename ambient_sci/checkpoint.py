@@ -5,19 +5,17 @@ A run folder holds ``config.json`` (the resolved options), ``checkpoint.safetens
 """
 
 import contextlib
-import errno
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ambient_sci.errors import CheckpointError, NotFoundError, OutputError
+from ambient_sci.errors import CheckpointError, NotFoundError, OutputError, output_error
 
-__all__ = ["CHECKPOINT_VERSION", "load_tensors", "output_error", "replacing", "save_tensors"]
+__all__ = ["CHECKPOINT_VERSION", "load_tensors", "replacing", "save_tensors"]
 
 CHECKPOINT_VERSION = 1
 
@@ -45,21 +43,6 @@ def replacing(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError) or "os error" in str(error):
             raise output_error(path, error) from error
         raise
-
-
-def output_error(path: Path, error: BaseException) -> OutputError:
-    """Say in one line why ``path`` could not be written."""
-    found = re.search(r"os error (\d+)", str(error))
-    number = int(found[1]) if found else getattr(error, "errno", None)
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        reason = "the disk is full; free space or choose another path"
-    elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        reason = "no permission; choose another path"
-    elif number in (errno.ENOTDIR, errno.EEXIST):
-        reason = "a file is in the way of its folder; choose another path"
-    else:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-    return OutputError(f"cannot write {path}: {reason}")
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:

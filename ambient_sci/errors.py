@@ -4,7 +4,20 @@ Every error below is also the built-in exception that a Python caller expects (`
 ``OSError``). The command line prints it as one line and exits with status 2.
 """
 
-__all__ = ["AmbientError", "CheckpointError", "ConfigError", "DataError", "NotFoundError", "OutputError", "StoreError"]
+import errno
+import re
+from pathlib import Path
+
+__all__ = [
+    "AmbientError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "NotFoundError",
+    "OutputError",
+    "StoreError",
+    "output_error",
+]
 
 
 class AmbientError(Exception):
@@ -33,3 +46,20 @@ class NotFoundError(AmbientError, FileNotFoundError):
 
 class OutputError(AmbientError, OSError):
     """Writing failed (disk full, no permission) or would replace something that is not ours to replace."""
+
+
+def output_error(path: Path, error: BaseException) -> OutputError:
+    """Say in one line why ``path`` could not be written."""
+    found = re.search(r"os error (\d+)", str(error))
+    number = int(found[1]) if found else getattr(error, "errno", None)
+    # HDF5 and safetensors report what the system said in their texts only
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error):
+        reason = "the disk is full; free space or choose another path"
+    elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        reason = "no permission; choose another path"
+    elif number in (errno.ENOTDIR, errno.EEXIST):
+        reason = "a file is in the way of its folder; choose another path"
+    else:
+        said = str(error).strip() or type(error).__name__
+        reason = getattr(error, "strerror", None) or said.splitlines()[0]
+    return OutputError(f"cannot write {path}: {reason}")

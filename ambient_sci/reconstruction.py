@@ -29,10 +29,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import ambient_sci
-from ambient_sci.checkpoint import output_error
 from ambient_sci.datasets.containers import FAULTS, brief
 from ambient_sci.datasets.store import Indices, Store, open_store
-from ambient_sci.errors import ConfigError, DataError, NotFoundError, OutputError, StoreError
+from ambient_sci.errors import ConfigError, DataError, NotFoundError, OutputError, StoreError, output_error
 from ambient_sci.posterior.draw import PosteriorMethod, draw_posterior
 from ambient_sci.prior import Prior, load_prior
 from ambient_sci.sample import Solver

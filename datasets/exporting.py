@@ -13,7 +13,6 @@ A volume is what lies together: a scan with an axis z, or slices that follow eac
 contrast, repetition, phase and set. Volumes are read one at a time.
 """
 
-import errno
 import inspect
 import json
 import os
@@ -34,7 +33,15 @@ from numpy.typing import NDArray
 from ambient_sci import __version__
 from ambient_sci.datasets.containers import FAULTS, brief
 from ambient_sci.datasets.geometry import Geometry, scan_geometry, stack
-from ambient_sci.errors import AmbientError, ConfigError, DataError, NotFoundError, OutputError, StoreError
+from ambient_sci.errors import (
+    AmbientError,
+    ConfigError,
+    DataError,
+    NotFoundError,
+    OutputError,
+    StoreError,
+    output_error,
+)
 from ambient_sci.registry import load
 
 if TYPE_CHECKING:
@@ -475,10 +482,7 @@ def _writing(path: Path, overwrite: bool) -> Iterator[Path]:
     except AmbientError:
         raise
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error)
-        denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
-        reason = "the disk is full" if full else "no permission" if denied else error.strerror or brief(error)
-        raise OutputError(f"cannot write {path}: {reason}; choose another path") from error
+        raise output_error(path, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if path.exists():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ambient_sci.datasets import schema
 from ambient_sci.datasets.containers import container_type
-from ambient_sci.errors import AmbientError, NotFoundError, OutputError
+from ambient_sci.errors import AmbientError, NotFoundError, OutputError, output_error
 
 try:
     import fcntl
@@ -143,15 +143,7 @@ class Output:
         except AmbientError:
             raise
         except (OSError, RuntimeError, ValueError) as error:
-            number = getattr(error, "errno", None)
-            text = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error):
-                raise OutputError(
-                    f"the disk is full: {self.path} is not written; free space or choose another path"
-                ) from error
-            if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise OutputError(f"no permission to write {self.path}; choose another path") from error
-            raise OutputError(f"{self.path} cannot be written: {text}") from error
+            raise output_error(self.path, error) from error
 
 
 def remove(path: Path) -> None:

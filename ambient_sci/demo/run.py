@@ -24,12 +24,12 @@ from tqdm.auto import tqdm
 
 import ambient_sci
 from ambient_sci.baselines import cg_sense, l1_wavelet_batch, tune, zero_filled
-from ambient_sci.checkpoint import output_error, replacing
+from ambient_sci.checkpoint import replacing
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets.simulate import simulate
 from ambient_sci.datasets.store import Store, open_store
 from ambient_sci.demo.cohort import make_cohort
-from ambient_sci.errors import OutputError
+from ambient_sci.errors import OutputError, output_error
 from ambient_sci.evaluate import head_mask, score, table
 from ambient_sci.evaluate.compare import evaluate
 from ambient_sci.measurement import Measurement

@@ -178,7 +178,10 @@ def test_what_was_there_stays(plugin, tmp_path):
         export(dataset(1), out, progress=False)
 
     for error, words in (
-        (OSError(errno.ENOSPC, "No space left on device"), "cannot write .*: the disk is full; choose another path"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "cannot write .*: the disk is full; free space",
+        ),
         (PermissionError(errno.EACCES, "denied"), "no permission"),
         (KeyboardInterrupt("stop"), "stop"),
         (RuntimeError("a bug"), "a bug"),

@@ -132,7 +132,7 @@ def test_a_full_disk_leaves_the_old_store(tmp_path, container, draw, monkeypatch
 
         original = io.FileIO.write
         monkeypatch.setattr(hdf5_container, "_raw_write", full)
-    with pytest.raises(OutputError, match=r"the disk is full: .* is not written; free space or choose another path"):
+    with pytest.raises(OutputError, match=r"cannot write .*: the disk is full; free space or choose another path"):
         write(path, draw("sense", batch=40, seed=1)[0], overwrite=True)
     monkeypatch.undo()
     assert len(calls) > at
@@ -187,13 +187,13 @@ with StoreWriter({str(path)!r}, overwrite=True) as out:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_no_permission(tmp_path, container, draw):
     tmp_path.chmod(0o500)
-    with pytest.raises(OutputError, match="no permission to write"):
+    with pytest.raises(OutputError, match="no permission; choose another path"):
         write(tmp_path / f"a.{container}", draw("mask")[0])
 
 
 def test_a_file_in_the_way(tmp_path, container, draw):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot write"):
         write(tmp_path / "file" / f"a.{container}", draw("mask")[0])
 
 
