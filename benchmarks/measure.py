@@ -11,6 +11,7 @@ CPU (Linux only), which sees torch, numpy and compiled libraries alike, and what
 import contextlib
 import ctypes
 import math
+import os
 import subprocess
 import sys
 import time
@@ -118,7 +119,9 @@ def _resident(field: str) -> int:
 @contextlib.contextmanager
 def busy_core() -> Iterator[None]:
     """Keep one core busy with another process."""
-    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    # it ends with this process, however that ends: left behind, it would slow down whatever is measured next
+    spin = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"
+    process = subprocess.Popen([sys.executable, "-c", spin, str(os.getpid())])
     try:
         time.sleep(0.5)  # it has started
         yield

@@ -290,3 +290,13 @@ def test_loader_wants_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         loader.main(["--gigabytes", "1e9", "--folder", str(tmp_path)])
     assert "GB free; the store may take" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_busy_core_ends_with_what_keeps_it_busy() -> None:
+    """Killed in the middle, a benchmark leaves nothing behind that would slow down the next one."""
+    code = "import time\nfrom benchmarks import measure\nwith measure.busy_core(): print(1, flush=True), time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        parent.kill()
+        parent.communicate(timeout=20)  # the pipe ends when nobody has it any more, the other process included
