@@ -7,28 +7,23 @@ and the number of images seen, and everything else is in the checkpoint.
 
 import contextlib
 import copy
-import dataclasses
 import json
 import math
-from collections.abc import Iterator
+import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ambient_sci import em
 from ambient_sci.checkpoint import load_tensors, replacing, save_tensors
 from ambient_sci.config import TrainConfig
-from ambient_sci.datasets.loader import batch_indices, batches
 from ambient_sci.datasets.store import Store, open_store
 from ambient_sci.errors import CheckpointError, ConfigError, DataError, OutputError
-from ambient_sci.measurement import Measurement
+from ambient_sci.methods import METHODS, Learner
 from ambient_sci.network import best_precision
-from ambient_sci.objectives import ambient_loss, denoising_loss
 from ambient_sci.prior import Prior, build_denoiser, resolve_device
-from ambient_sci.schedule import training_levels
 from ambient_sci.seeding import stream
 
 __all__ = ["train"]
@@ -70,8 +65,7 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
     config = _resolve(config, store, device)
     started = _start_run(run, config)
 
-    learner: Learner
-    learner = AmbientLearner(config, store) if config.method == "ambient" else ImageLearner(config, store, progress)
+    learner = METHODS[config.method](config, store, progress)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         denoiser = build_denoiser(config, image_shape, store.is_complex, network).to(device)
@@ -87,7 +81,8 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
         "noise_std": max(float(store.read(group.scans[:64]).noise_std.max()) for group in store.groups),
     }
     prior = Prior(average, image_shape, store.is_complex, config, trained_on, 0)
-    seen = _resume(run, store, denoiser, average, optimizer, learner) if started else 0
+    seen, seconds = _resume(run, store, denoiser, average, optimizer, learner) if started else (0, 0.0)
+    began = time.process_time() - seconds
 
     losses: list[Tensor] = []
     bar = tqdm(
@@ -113,12 +108,13 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
         bar.update(config.batch)
         if before // config.checkpoint != seen // config.checkpoint or seen >= config.images:
             prior = Prior(average, image_shape, store.is_complex, config, trained_on, seen)
-            _save(run, prior, denoiser, optimizer, learner, seen)
+            _save(run, prior, denoiser, optimizer, learner, seen, time.process_time() - began)
         losses.append(loss.detach())
         if before // LOG_EVERY != seen // LOG_EVERY or before == 0 or seen >= config.images:
             mean = float(torch.stack(losses).mean())
             bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
-            _log(run, {"images": seen, "loss": mean, "gradient": float(norm), "rate": rate})
+            record = {"images": seen, "loss": mean, "gradient": float(norm), "rate": rate}
+            _log(run, record | {"seconds": round(time.process_time() - began, 3)})
             losses = []
     bar.close()
     return Prior(average, image_shape, store.is_complex, config, trained_on, seen)
@@ -129,100 +125,6 @@ def learning_rate(config: TrainConfig, seen: int) -> float:
     rise = min(1.0, (seen + config.batch) / max(config.warmup, 1))
     fall = 0.5 * (1 + math.cos(math.pi * min(1.0, seen / config.images)))
     return config.learning_rate * rise * (0.05 + 0.95 * fall)
-
-
-class Learner(Protocol):
-    """What differs between methods: where batches come from and what is minimised."""
-
-    def prepare(self, seen: int, prior: Prior) -> None:
-        """Do what is due after so many images, before the next step."""
-
-    def loss(self, denoiser: Any, seen: int, generator: torch.Generator) -> Tensor:
-        """Loss of each image of the next batch, ``(batch,)``."""
-
-    def state(self) -> dict[str, Tensor]:
-        """Tensors that a checkpoint has to hold."""
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Take up the tensors of a checkpoint."""
-
-
-class AmbientLearner:
-    """Learns from measurements directly, by hiding part of them."""
-
-    def __init__(self, config: TrainConfig, store: Store) -> None:
-        self.config, self.store = config, store
-        self._batches: Iterator[Measurement] | None = None
-
-    def prepare(self, seen: int, prior: Prior) -> None:
-        if self._batches is None:
-            self._batches = batches(self.store, self.config.batch, self.config.seed, start=seen)
-
-    def loss(self, denoiser: Any, seen: int, generator: torch.Generator) -> Tensor:
-        assert self._batches is not None
-        m = next(self._batches)
-        m = dataclasses.replace(m, y=_turn(m.y, generator)).to(next(denoiser.parameters()).device)
-        sigma = training_levels(len(m), denoiser.sigma_data, generator).to(m.y.device)
-        return ambient_loss(denoiser, m, sigma, self.config.thinning, generator)
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        pass
-
-
-class ImageLearner:
-    """Learns from images: references (``oracle``), or posterior samples that are drawn anew lap by lap (``em``)."""
-
-    def __init__(self, config: TrainConfig, store: Store, progress: bool) -> None:
-        self.config, self.store, self.progress = config, store, progress
-        self.laps = em.lap_starts(config) if config.method == "em" else []
-        self.drawn = 0
-        self.images: Tensor | None = None
-        self._order: Iterator[Any] | None = None
-
-    def prepare(self, seen: int, prior: Prior) -> None:
-        if self.images is None:
-            oracle = self.config.method == "oracle"
-            self.images = _references(self.store) if oracle else em.starting_images(self.store, self.progress)
-        if self.drawn < len(self.laps) and seen >= self.laps[self.drawn]:
-            self.images = em.posterior_images(prior, self.store, self.images, self.drawn, self.progress)
-            self.drawn += 1
-        if self._order is None:
-            self._order = batch_indices(len(self.store), self.config.batch, self.config.seed, start=seen)
-
-    def loss(self, denoiser: Any, seen: int, generator: torch.Generator) -> Tensor:
-        assert self.images is not None
-        assert self._order is not None
-        images = _turn(self.images[torch.from_numpy(next(self._order))], generator)
-        images = images.to(next(denoiser.parameters()).device)
-        sigma = training_levels(len(images), denoiser.sigma_data, generator).to(images.device)
-        return denoising_loss(denoiser, images, sigma, denoiser.sigma_data, generator)
-
-    def state(self) -> dict[str, Tensor]:
-        # references are read again from the store; what was drawn cannot be
-        if self.config.method == "oracle" or self.images is None:
-            return {}
-        return {"images": self.images, "drawn": torch.tensor(self.drawn)}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        if state:
-            self.images, self.drawn = state["images"], int(state["drawn"])
-
-
-def _turn(values: Tensor, generator: torch.Generator) -> Tensor:
-    """Turn the global phase of each complex scan at random: it is arbitrary, and commutes with every operator."""
-    if not values.is_complex():
-        return values
-    angle = 2 * math.pi * torch.rand(len(values), *[1] * (values.ndim - 1), generator=generator)
-    return values * torch.polar(torch.ones_like(angle), angle).to(values.device)
-
-
-def _references(store: Store) -> Tensor:
-    everything = store.references(slice(None))
-    scale = torch.from_numpy(store.scale).to(everything.real.dtype)
-    return everything / scale.reshape(-1, *[1] * (everything.ndim - 1))
 
 
 def _resolve(config: TrainConfig, store: Store, device: torch.device) -> TrainConfig:
@@ -270,19 +172,27 @@ def _average(average: nn.Module, denoiser: nn.Module, config: TrainConfig, seen:
 
 
 def _save(
-    run: Path, prior: Prior, denoiser: nn.Module, optimizer: torch.optim.Optimizer, learner: Learner, seen: int
+    run: Path,
+    prior: Prior,
+    denoiser: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    learner: Learner,
+    seen: int,
+    seconds: float,
 ) -> None:
     parts = {"net": denoiser.state_dict(), "ema": prior.denoiser.state_dict(), "learner": learner.state()}
     tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
     for number, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
-    save_tensors(run / "checkpoint.safetensors", tensors, {"seen": seen, "store": prior.trained_on["fingerprint"]})
+    header = {"seen": seen, "seconds": seconds, "store": prior.trained_on["fingerprint"]}
+    save_tensors(run / "checkpoint.safetensors", tensors, header)
     prior.save(run / "prior.safetensors")
 
 
 def _resume(
     run: Path, store: Store, denoiser: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, learner: Learner
-) -> int:
+) -> tuple[int, float]:
+    """Take up a checkpoint; returns images seen and processor seconds spent until then."""
     tensors, header = load_tensors(run / "checkpoint.safetensors")
     if header.get("store") != store.fingerprint:
         raise ConfigError(f"the run in {run} was started on another store than {store.path}: give another --out")
@@ -299,12 +209,12 @@ def _resume(
             number, field = name.split(".")
             state.setdefault(int(number), {})[field] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        seen = int(header["seen"])
+        seen, seconds = int(header["seen"]), float(header["seconds"])
     except (KeyError, RuntimeError, ValueError) as error:
         text = str(error).splitlines()[0]
         raise CheckpointError(f"the checkpoint in {run} does not fit the network of its options: {text}") from error
     _trim_log(run, seen)
-    return seen
+    return seen, seconds
 
 
 def _trim_log(run: Path, seen: int) -> None:

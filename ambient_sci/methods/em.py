@@ -23,14 +23,45 @@ from ambient_sci.config import TrainConfig
 from ambient_sci.datasets.store import Store
 from ambient_sci.errors import ConfigError
 from ambient_sci.measurement import Measurement
+from ambient_sci.methods.base import ImageLearner
 from ambient_sci.posterior.draw import draw_posterior
 from ambient_sci.prior import Prior
 
-__all__ = ["lap_starts", "posterior_images", "starting_images"]
+__all__ = ["EMLearner", "lap_starts", "posterior_images", "starting_images"]
 
 CHUNK = 64
 WAVELET = "haar"  # with shifted grids it leaves the least error of the orthogonal wavelets, close to total variation
 REGULARISATIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # for images of unit range
+
+
+class EMLearner(ImageLearner):
+    """Learns from posterior samples that are drawn anew lap by lap."""
+
+    def __init__(self, config: TrainConfig, store: Store, progress: bool) -> None:
+        super().__init__(config, store, progress)
+        self.laps = lap_starts(config)
+        self.drawn = 0
+
+    def first_images(self) -> Tensor:
+        """L1-wavelet reconstructions."""
+        return starting_images(self.store, self.progress)
+
+    def prepare(self, seen: int, prior: Prior) -> None:
+        """Draw the samples of a lap that is due."""
+        super().prepare(seen, prior)
+        if self.drawn < len(self.laps) and seen >= self.laps[self.drawn]:
+            assert self.images is not None
+            self.images = posterior_images(prior, self.store, self.images, self.drawn, self.progress)
+            self.drawn += 1
+
+    def state(self) -> dict[str, Tensor]:
+        """Keep the samples, and how many laps there were."""
+        return super().state() | {"drawn": torch.tensor(self.drawn)}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take up samples and laps of a checkpoint."""
+        super().load(state)
+        self.drawn = int(state["drawn"])
 
 
 def lap_starts(config: TrainConfig) -> list[int]:

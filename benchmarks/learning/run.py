@@ -1,0 +1,143 @@
+"""A row of the table: a method learns a task's frozen scans for a given time, and is scored on other scans.
+
+Nothing but the training store is opened while a method learns, unless its name says that it has clean images.
+"""
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ambient_sci import TrainConfig, load_prior, open_store, train
+from ambient_sci.baselines import cg_sense, l1_wavelet_batch, tune, zero_filled
+from ambient_sci.checkpoint import replacing
+from ambient_sci.datasets.store import Store
+from ambient_sci.evaluate import coverage_normal, head_mask, score
+from ambient_sci.posterior.ambient import AmbientDenoiser, restore
+from ambient_sci.posterior.draw import draw_posterior
+from ambient_sci.prior import Prior
+from benchmarks.learning.budget import planned_images
+from benchmarks.learning.tasks import PROBE, TASKS, Frozen, freeze
+
+__all__ = ["CLASSICAL", "LEARNED", "classical_row", "learned_row", "record"]
+
+LEARNED: dict[str, dict[str, Any]] = {
+    "em": {"method": "em"},
+    "ambient": {"method": "ambient"},
+    "oracle": {"method": "oracle"},
+}
+CLEAN = ("oracle",)  # methods that are given references
+SAMPLES, STEPS, ITERATIONS = 8, 16, 3
+DRAWN = 512  # unconditional samples
+STRENGTHS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+CLASSICAL: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "zero-filled": (lambda m, _: zero_filled(m), (None,)),
+    "cg-sense": (lambda m, lam: cg_sense(m, regularisation=lam), (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)),
+    "l1-wavelet": (
+        lambda m, value: l1_wavelet_batch(m, value[1], wavelet=value[0]),
+        tuple((name, lam) for name in ("haar", "db4") for lam in STRENGTHS),
+    ),
+}
+
+
+def learned_row(
+    name: str, method: str, data: Path, out: Path, seed: int, seconds: float, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Train, score, and draw figures; a training that was interrupted goes on."""
+    torch.set_num_threads(1)
+    task = TASKS[name]
+    frozen = freeze(task, data, out)
+    run = out / name / "-".join([method, *(f"{k}={v}" for k, v in options.items()), str(seed)])
+    every = {**task.network, **LEARNED[method], "seed": seed, "device": "cpu", **options}
+    if (run / "config.json").exists():
+        config = TrainConfig.from_json((run / "config.json").read_text())
+    else:
+        images = planned_images(frozen.probe, len(open_store(frozen.train)) / PROBE, every, seconds)
+        config = TrainConfig(
+            store=frozen.clean if method in CLEAN else frozen.train, out=run, images=images, checkpoint=4096, **every
+        )
+    train(config)
+    prior = load_prior(run, device="cpu")
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    row = {"task": name, "method": method, "seed": seed, "options": options, "seconds": log[-1]["seconds"]}
+    row |= {"budget": seconds, "images": config.images, **posterior_scores(prior, frozen, run)}
+    return row
+
+
+def posterior_scores(prior: Prior, frozen: Frozen, run: Path) -> dict[str, float]:
+    """Errors of the mean of some posterior samples and of one, coverage of their intervals."""
+    store = frozen.test
+    m, truth = store.read(slice(None)), store.references(slice(None)) / _scale(store)
+    mask = head_mask(truth) if frozen.task.masked else np.ones(truth.shape, bool)
+    draws = [
+        draw_posterior(prior, m[start : start + 16], SAMPLES, steps=STEPS, iterations=ITERATIONS, seed=1)
+        for start in range(0, len(m), 16)
+    ]
+    samples = torch.cat(draws)
+    mean = samples.mean(1)
+    values = {name: float(value.mean()) for name, value in score(mean, truth, mask).items()}
+    values |= {f"{name}_one": float(v.mean()) for name, v in score(samples[:, 0], truth, mask).items()}
+    std = torch.view_as_real(samples).std(1) if samples.is_complex() else samples.std(1)
+    spread = torch.view_as_complex(std) if samples.is_complex() else std
+    covered = coverage_normal(mean, spread, truth, mask=mask, samples=SAMPLES)
+    values |= {f"coverage_{round(100 * level)}": value for level, value in covered.items()}
+    values["evaluations"] = STEPS * (1 + ITERATIONS)
+    if isinstance(prior.denoiser, AmbientDenoiser):
+        one = score(restore(prior.denoiser, m), truth, mask)
+        values |= {f"{name}_restored": float(value.mean()) for name, value in one.items()}
+    np.savez_compressed(run / "restored.npz", mean=mean[:8], one=samples[:8, 0], std=std[:8], truth=truth[:8])
+    return values
+
+
+def classical_row(name: str, method: str, data: Path, out: Path) -> dict[str, Any]:
+    """Reconstruct by a classical method whose settings were chosen on scans that are not scored."""
+    task = TASKS[name]
+    frozen = freeze(task, data, out)
+    function, grid = CLASSICAL[method]
+    tuning, test = frozen.tuning, frozen.test
+    chosen = grid[0]
+    if len(grid) > 1:
+        chosen = tune(function, tuning.read(slice(None)), tuning.references(slice(None)) / _scale(tuning), grid)
+    truth = test.references(slice(None)) / _scale(test)
+    mask = head_mask(truth) if task.masked else np.ones(truth.shape, bool)
+    scores = score(function(test.read(slice(None)), chosen), truth, mask)
+    row: dict[str, Any] = {"task": name, "method": method, "seed": 0, "options": {}, "chosen": str(chosen)}
+    return row | {name: float(value.mean()) for name, value in scores.items()}
+
+
+def record(row: dict[str, Any], path: Path) -> None:
+    """Put a row into the file of results, in the place of an earlier one of the same task, method, options and seed."""
+    row = row | {
+        "commit": _commit(),
+        "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "versions": {name: metadata.version(name) for name in ("ambient-sci", "torch", "numpy", "diffusers")},
+    }
+    key = ("task", "method", "seed", "options", "budget")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        rows = json.loads(path.read_text()) if path.exists() else []
+        rows = [old for old in rows if any(old.get(k) != row.get(k) for k in key)] + [row]
+        rows.sort(key=lambda r: [json.dumps(r.get(k)) for k in key])
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _scale(store: Store) -> Tensor:
+    return torch.from_numpy(store.scale).float().reshape(-1, 1, 1, 1)
+
+
+def _commit() -> str:
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
