@@ -53,6 +53,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any])
     text = json.dumps({"version": CHECKPOINT_VERSION, **header})
     with replacing(path) as partial:
         save_file(contents, partial, metadata={"ambient_sci": text})
+        # safetensors lets nobody but the owner read it; whoever may read the run's folder may read its files
+        partial.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ambient_sci.errors import ConfigError
 
-__all__ = ["Method", "TrainConfig"]
+__all__ = ["EMStart", "Method", "TrainConfig"]
 
 Method = Literal["em", "ambient", "oracle"]
+EMStart = Literal["l1-wavelet", "gaussian"]
 
 
 class TrainConfig(BaseModel):
@@ -55,6 +56,10 @@ class TrainConfig(BaseModel):
     laps: int = Field(4, ge=0, description="em: how often the posterior samples are drawn anew")
     start_images: int | None = Field(
         None, ge=1, description="em: images before the first lap; an equal share if not given"
+    )
+    em_start: EMStart = Field("l1-wavelet", description="em: images before the first lap: l1-wavelet, gaussian")
+    em_growth: float = Field(
+        1.0, ge=1, description="em: how many times more scans a lap draws samples of than the last"
     )
     em_level: float = Field(1.5, gt=0, description="em: noise from which samples are renewed, in units of sigma_data")
     em_steps: int = Field(8, ge=1, description="em: sampler steps of the posterior samples")

@@ -141,7 +141,7 @@ LINES = [
     "errors, registry",
     "operators",
     "measurement, seeding",
-    "network, denoise, schedule, sample, posterior, objectives, prior, checkpoint, config, baselines, "
+    "network, denoise, schedule, sample, posterior, objectives, prior, checkpoint, config, baselines, stationary, "
     "evaluate.metrics, plot, report",
     "datasets",
     "methods, training, reconstruction, evaluate.compare, check",

@@ -53,7 +53,16 @@ class ImageLearner(ABC):
         if self.images is None:
             self.images = self.first_images()
         if self._order is None:
-            self._order = batch_indices(len(self.store), self.config.batch, self.config.seed, start=seen)
+            self.order(seen)
+
+    def scans(self) -> NDArray[np.int64]:
+        """Numbers of the scans whose images are learned from."""
+        return np.arange(len(self.store))
+
+    def order(self, seen: int) -> None:
+        """Begin the sequence of batches at so many images."""
+        scans, config = self.scans(), self.config
+        self._order = (scans[some] for some in batch_indices(len(scans), config.batch, config.seed, start=seen))
 
     def loss(self, denoiser: Any, seen: int, generator: torch.Generator) -> Tensor:
         """Denoising loss of the next images, ``(batch,)``."""

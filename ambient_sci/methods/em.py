@@ -8,54 +8,67 @@ each scan under the current prior:
 
 (Rozet et al. 2024, arXiv:2405.13712). It starts here from L1-wavelet reconstructions, whose regularisation is chosen by
 predicting held-out measured rows, and the optimiser goes on from lap to lap. Nothing but measurements is read.
+
+Samples cost far more than steps. So the first laps, whose prior is still poor, draw few of them: a lap takes as many
+scans as its number in a geometric sequence that ends with all, and learns from these.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ambient_sci.baselines import l1_wavelet_batch, tune_held_out
-from ambient_sci.config import TrainConfig
+from ambient_sci.config import EMStart, TrainConfig
 from ambient_sci.datasets.store import Store
 from ambient_sci.errors import ConfigError
 from ambient_sci.measurement import Measurement
 from ambient_sci.methods.base import ImageLearner
 from ambient_sci.posterior.draw import draw_posterior
 from ambient_sci.prior import Prior
+from ambient_sci.seeding import rng_for, stream
+from ambient_sci.stationary import fit_stationary
 
-__all__ = ["EMLearner", "lap_starts", "posterior_images", "starting_images"]
+__all__ = ["EMLearner", "lap_scans", "lap_starts", "posterior_images", "starting_images"]
 
 CHUNK = 64
+FEWEST = 32  # scans of a lap
+TUNED, FITTED = 16, 128  # scans on which a regularisation is chosen, and a spectrum fitted
 WAVELET = "haar"  # with shifted grids it leaves the least error of the orthogonal wavelets, close to total variation
 REGULARISATIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # for images of unit range
 
 
 class EMLearner(ImageLearner):
-    """Learns from posterior samples that are drawn anew lap by lap."""
+    """Learns from posterior samples, of more scans lap by lap."""
 
     def __init__(self, config: TrainConfig, store: Store, progress: bool) -> None:
         super().__init__(config, store, progress)
-        self.laps = lap_starts(config)
+        self.starts = lap_starts(config)
         self.drawn = 0
 
     def first_images(self) -> Tensor:
-        """L1-wavelet reconstructions."""
-        return starting_images(self.store, self.progress)
+        """Reconstructions to start from."""
+        return starting_images(self.store, self.config.em_start, self.config.seed, self.progress)
+
+    def scans(self) -> NDArray[np.int64]:
+        """Those that have posterior samples; before the first lap all, which have reconstructions."""
+        return lap_scans(self.config, len(self.store), self.drawn - 1) if self.drawn else super().scans()
 
     def prepare(self, seen: int, prior: Prior) -> None:
         """Draw the samples of a lap that is due."""
         super().prepare(seen, prior)
-        if self.drawn < len(self.laps) and seen >= self.laps[self.drawn]:
+        while self.drawn < len(self.starts) and seen >= self.starts[self.drawn]:
             assert self.images is not None
-            self.images = posterior_images(prior, self.store, self.images, self.drawn, self.progress)
+            posterior_images(prior, self.store, self.images, self.drawn, self.progress)
             self.drawn += 1
+            self.order(seen)
 
     def state(self) -> dict[str, Tensor]:
-        """Keep the samples, and how many laps there were."""
+        """Keep the samples, and the number of laps."""
         return super().state() | {"drawn": torch.tensor(self.drawn)}
 
     def load(self, state: dict[str, Tensor]) -> None:
@@ -65,7 +78,7 @@ class EMLearner(ImageLearner):
 
 
 def lap_starts(config: TrainConfig) -> list[int]:
-    """Numbers of images seen at which the posterior samples are drawn anew."""
+    """Numbers of images seen at which laps begin."""
     if config.laps == 0:
         return []
     first = config.start_images or config.images // (config.laps + 1)
@@ -75,19 +88,37 @@ def lap_starts(config: TrainConfig) -> list[int]:
     return [round(first + lap * rest) for lap in range(config.laps)]
 
 
-def starting_images(store: Store, progress: bool) -> Tensor:
-    """L1-wavelet reconstructions of every scan, ``(scan, channel, *spatial)``, in normalised units."""
-    some = store.read(store.groups[0].scans[:16])
+def lap_scans(config: TrainConfig, count: int, lap: int) -> NDArray[np.int64]:
+    """Choose the scans that a lap draws samples of: all in the last lap, ``em_growth`` times fewer in each before."""
+    share = config.em_growth ** -(config.laps - 1 - lap)
+    some = min(count, max(FEWEST, config.batch, round(share * count)))
+    return np.sort(rng_for(config.seed, 0x6B).permutation(count)[:some])
+
+
+def starting_images(store: Store, kind: EMStart, seed: int, progress: bool) -> Tensor:
+    """Reconstructions of every scan, ``(scan, channel, *spatial)``, in normalised units.
+
+    ``"l1-wavelet"`` has the regularisation that predicts held-out rows best; ``"gaussian"`` are posterior samples under
+    a stationary Gaussian that is fitted to the measurements.
+    """
+    some = store.read(store.groups[0].scans[:FITTED])
+    if kind == "gaussian":
+        model = fit_stationary(some, seed=seed)
+
+        def restore(m: Measurement) -> Tensor:
+            return model.sample(m, stream(seed, 0x6A, int(m.index[0])))
+
+        return _every_scan(store, restore, "samples of a stationary Gaussian to start from", progress)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the best value")  # an end of the grid is good enough to start from
-        lam = tune_held_out(lambda m, lam: l1_wavelet_batch(m, lam, wavelet=WAVELET), some, REGULARISATIONS)
+        lam = tune_held_out(lambda m, lam: l1_wavelet_batch(m, lam, wavelet=WAVELET), some[:TUNED], REGULARISATIONS)
     return _every_scan(
         store, lambda m: l1_wavelet_batch(m, lam, wavelet=WAVELET), "L1-wavelet reconstructions to start from", progress
     )
 
 
-def posterior_images(prior: Prior, store: Store, images: Tensor, lap: int, progress: bool) -> Tensor:
-    """Renew the image of every scan by a posterior sample under the current prior, ``(scan, channel, *spatial)``.
+def posterior_images(prior: Prior, store: Store, images: Tensor, lap: int, progress: bool) -> None:
+    """Renew the images of a lap's scans, in place, by posterior samples under the current prior.
 
     Noise of a moderate level is added to the images that there are, and taken away again given the scan: a step of a
     Markov chain whose stationary law is the posterior, at a fraction of the cost of starting from noise alone.
@@ -107,13 +138,20 @@ def posterior_images(prior: Prior, store: Store, images: Tensor, lap: int, progr
         )
         return drawn[:, 0].cpu()
 
-    return _every_scan(store, draw, f"lap {lap + 1} of {config.laps}: posterior samples", progress)
+    wanted = lap_scans(config, len(store), lap)
+    label = f"lap {lap + 1} of {config.laps}: posterior samples"
+    for scans in tqdm(list(_chunks(store, wanted)), desc=label, unit="batch", disable=not progress):
+        images[torch.from_numpy(scans)] = draw(store.read(scans))
 
 
 def _every_scan(store: Store, restore: Callable[[Measurement], Tensor], label: str, progress: bool) -> Tensor:
-    chunks = [
-        group.scans[start : start + CHUNK] for group in store.groups for start in range(0, len(group.scans), CHUNK)
-    ]
-    bar = tqdm(chunks, desc=label, unit="batch", disable=not progress)
-    images = torch.cat([restore(store.read(scans)) for scans in bar])
+    chunks = list(_chunks(store, np.arange(len(store))))
+    images = torch.cat([restore(store.read(scans)) for scans in tqdm(chunks, desc=label, disable=not progress)])
     return images[np.argsort(np.concatenate(chunks))]
+
+
+def _chunks(store: Store, wanted: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Numbers of wanted scans, some of one size at a time."""
+    for group in store.groups:
+        scans = np.intersect1d(group.scans, wanted)
+        yield from (scans[start : start + CHUNK] for start in range(0, len(scans), CHUNK))

@@ -3,7 +3,7 @@
 Examples
 --------
 python -m benchmarks.learning mri-r4 l1-wavelet --data DATA --out SCRATCH
-python -m benchmarks.learning mri-r4 em oracle --data DATA --out SCRATCH --seconds 2400 --seed 0
+python -m benchmarks.learning mri-r4 em oracle --data DATA --out SCRATCH --budget 120000 --seed 0
 python -m benchmarks.learning mri-r4 em --set laps=6 --data DATA --out SCRATCH
 
 ``DATA`` holds the folders mri-t1-slices, mnist and radio-galaxies-first. Everything big goes to ``SCRATCH``; the row
@@ -31,7 +31,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of images, see above")
     parser.add_argument("--out", type=Path, required=True, help="folder for frozen stores, runs and figures")
     parser.add_argument("--seed", type=int, default=0, help="of training and sampling")
-    parser.add_argument("--seconds", type=float, default=2400, help="of one core, for the training")
+    parser.add_argument(
+        "--budget", type=int, default=120_000, help="the time in which the oracle sees so many images, for all methods"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="an option of the training")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -46,7 +48,7 @@ def main() -> None:
         if method in CLASSICAL:
             row = classical_row(options.task, method, options.data, options.out)
         else:
-            row = learned_row(options.task, method, options.data, options.out, options.seed, options.seconds, changed)
+            row = learned_row(options.task, method, options.data, options.out, options.seed, options.budget, changed)
         record(row, options.results)
         print(json.dumps(row), flush=True)
 

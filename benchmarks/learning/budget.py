@@ -1,51 +1,70 @@
-r"""How many images a method may see so that its training takes a given time.
+r"""How many images a method may see, so that all methods train for the same time.
 
-Time is processor time of one thread: what a quiet core would take, whatever else runs beside. A short run on a few
-scans is timed by its log, and
+The time is that in which the oracle sees a given number of images, the budget :math:`N`. Short runs of the oracle and
+of the method on a few scans, one after the other and twice, are timed by their logs in processor time, and
 
-.. math:: n = \frac{T - t_\text{start} - \text{laps} \times t_\text{lap}}{t_\text{image}},
+.. math:: n = (N t_\text{oracle} - t_\text{start} - \sum_\text{laps} t_\text{lap}) / t_\text{image},
 
-where what is done for every scan, reconstructions to start from and the samples of a lap, grows with their number.
-What the training then really took is in its row.
+where what is done for every scan, reconstructions to start from and the samples of a lap, grows with their number. So
+only ratios of times count, which other programs on the machine change little. What the training really took is in its
+row.
 """
 
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ambient_sci import TrainConfig, train
+from ambient_sci.methods.em import lap_scans
 
 __all__ = ["planned_images"]
 
-FIRST, ALL = 512, 1024  # the log has a line of either
+FIRST, ALL, REPEATS = 512, 1024, 2  # the log has a line of either number of images
 
 
-def planned_images(probe: Path, share: float, options: dict[str, Any], seconds: float) -> int:
-    """Images that fit into so many seconds.
+class Cost(NamedTuple):
+    """Seconds of an image, of the start, and of a lap, on the few scans."""
+
+    image: float
+    start: float
+    lap: float
+
+
+def planned_images(probe: Path, few: int, scans: int, options: dict[str, Any], budget: int) -> int:
+    """Images that a method may see.
 
     Parameters
     ----------
     probe
-        A store of a few of the scans.
-    share
-        How many times more there are.
+        A store of a few of the scans, with references.
+    few, scans
+        Their number, and that of all.
     options
         Those of the training, but for its store, folder and images.
-    seconds
-        Processor time.
+    budget
+        Images that the oracle may see.
     """
-    laps = options.get("laps", TrainConfig.model_fields["laps"].default)
-    short = {**options, "laps": min(laps, 1), "start_images": FIRST}
+    runs = [(_cost(probe, {**options, "method": "oracle"}), _cost(probe, options)) for _ in range(REPEATS)]
+    oracle, own = (Cost(*map(min, zip(*costs, strict=True))) for costs in zip(*runs, strict=True))
+    config = TrainConfig(store=probe, out=probe, images=budget, **options)
+    laps = sum(len(lap_scans(config, scans, lap)) for lap in range(config.laps)) if config.method == "em" else 0
+    before = (scans * own.start + laps * own.lap) / few
+    images = int((budget * oracle.image - before) / own.image) // config.batch * config.batch
+    if images < FIRST:
+        raise SystemExit(
+            f"error: a budget of {budget} is too little: start and laps take the time of {before / oracle.image:.0f}"
+        )
+    return images
+
+
+def _cost(probe: Path, options: dict[str, Any]) -> Cost:
+    laps = min(1, options.get("laps", 1))
+    short = {**options, "laps": laps, "start_images": FIRST, "images": ALL, "checkpoint": 10 * ALL}
     with tempfile.TemporaryDirectory() as folder:
-        config = TrainConfig(store=probe, out=Path(folder) / "run", images=ALL, checkpoint=10 * ALL, **short)
+        config = TrainConfig(store=probe, out=Path(folder) / "run", **short)
         train(config, progress=False)
         lines = [json.loads(line) for line in (config.out / "log.jsonl").read_text().splitlines()]
     at = {line["images"]: line["seconds"] for line in lines}
-    step = (at[FIRST] - at[config.batch]) / (FIRST - config.batch)
-    start, lap = at[config.batch] - config.batch * step, at[ALL] - at[FIRST] - (ALL - FIRST) * step
-    left = seconds - share * (start + (laps * lap if config.method == "em" else 0))
-    images = int(left / step) // config.batch * config.batch
-    if images < FIRST:
-        raise SystemExit(f"error: {seconds:g} s are too few, {seconds - left:.0f} of them go by before the first step")
-    return images
+    image = (at[FIRST] - at[config.batch]) / (FIRST - config.batch)
+    return Cost(image, at[config.batch] - config.batch * image, max(at[ALL] - at[FIRST] - (ALL - FIRST) * image, 0.0))

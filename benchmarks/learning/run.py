@@ -1,4 +1,4 @@
-"""A row of the table: a method learns a task's frozen scans for a given time, and is scored on other scans.
+"""A row of the table: a method learns a task's frozen scans in the time that all have, and is scored on others.
 
 Nothing but the training store is opened while a method learns, unless its name says that it has clean images.
 """
@@ -49,7 +49,7 @@ CLASSICAL: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 
 def learned_row(
-    name: str, method: str, data: Path, out: Path, seed: int, seconds: float, options: dict[str, Any]
+    name: str, method: str, data: Path, out: Path, seed: int, budget: int, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Train, score, and draw figures; a training that was interrupted goes on."""
     torch.set_num_threads(1)
@@ -60,7 +60,7 @@ def learned_row(
     if (run / "config.json").exists():
         config = TrainConfig.from_json((run / "config.json").read_text())
     else:
-        images = planned_images(frozen.probe, len(open_store(frozen.train)) / PROBE, every, seconds)
+        images = planned_images(frozen.probe, PROBE, len(open_store(frozen.train)), every, budget)
         config = TrainConfig(
             store=frozen.clean if method in CLEAN else frozen.train, out=run, images=images, checkpoint=4096, **every
         )
@@ -68,7 +68,7 @@ def learned_row(
     prior = load_prior(run, device="cpu")
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     row = {"task": name, "method": method, "seed": seed, "options": options, "seconds": log[-1]["seconds"]}
-    row |= {"budget": seconds, "images": config.images, **posterior_scores(prior, frozen, run)}
+    row |= {"budget": budget, "images": config.images, **posterior_scores(prior, frozen, run)}
     return row
 
 

@@ -1,5 +1,6 @@
 """Training: what it reads, how it resumes, and how it refuses."""
 
+import itertools
 import json
 import random
 import shutil
@@ -15,13 +16,14 @@ import pytest
 import torch
 from torch import nn
 
-from ambient_sci.checkpoint import load_tensors
+from ambient_sci.checkpoint import load_tensors, save_tensors
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets import StoreWriter, estimate_scale, open_store, simulate
 from ambient_sci.errors import ConfigError, DataError, OutputError, StoreError
 from ambient_sci.measurement import Measurement
+from ambient_sci.methods.em import EMLearner, lap_scans, lap_starts
 from ambient_sci.operators import Interferometer
-from ambient_sci.prior import load_prior
+from ambient_sci.prior import Prior, build_denoiser, load_prior
 from ambient_sci.reconstruction import reconstruct
 from ambient_sci.training import train
 
@@ -71,6 +73,7 @@ def test_a_killed_run_ends_with_the_same_weights(
     method: str, store_path: Path, tmp_path: Path, small: dict[str, Any]
 ) -> None:
     options = {**small, "images": 1200, "widths": [32, 32], "method": method}
+    options |= {"laps": 3, "em_growth": 2} if method == "em" else {}
     options_file = tmp_path / "options.json"
     options_file.write_text(json.dumps(options))
 
@@ -120,6 +123,42 @@ def test_a_run_knows_its_store(store_path: Path, tmp_path: Path, small: dict[str
     sigma = train(config.model_copy(update={"images": 48}), progress=False).sigma_data
     with pytest.raises(ConfigError, match="started on another store"):
         train(config.model_copy(update={"store": other, "sigma_data": sigma}), progress=False)
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o700])
+def test_weights_are_as_readable_as_their_folder(tmp_path: Path, mode: int) -> None:
+    tmp_path.chmod(mode)
+    save_tensors(tmp_path / "prior.safetensors", {"a": torch.zeros(1)}, {})
+    assert (tmp_path / "prior.safetensors").stat().st_mode & 0o777 == mode & 0o666
+
+
+def test_laps_take_more_and_more_scans(tmp_path: Path) -> None:
+    config = TrainConfig(store=tmp_path, out=tmp_path, laps=5, em_growth=2, seed=3)
+    scans = [set(lap_scans(config, 1000, lap).tolist()) for lap in range(5)]
+    assert [len(some) for some in scans] == [62, 125, 250, 500, 1000]
+    assert all(some < more for some, more in itertools.pairwise(scans))
+    assert max(scans[0]) > 900  # not the first ones, which may be of one subject
+    assert all(len(lap_scans(config.model_copy(update={"em_growth": 1.0}), 1000, lap)) == 1000 for lap in range(5))
+
+
+def test_batches_are_of_the_scans_of_the_lap(store_path: Path, tmp_path: Path, small: dict[str, Any]) -> None:
+    options = {**small, "laps": 2, "em_growth": 1.25, "sigma_data": 0.3, "precision": "fp32"}
+    config = TrainConfig(store=store_path, out=tmp_path, **options)
+    store = open_store(store_path)
+    learner = EMLearner(config, store, False)
+    denoiser = build_denoiser(config, store.image_shape, store.is_complex)
+    prior = Prior(denoiser.eval().requires_grad_(False), store.image_shape, store.is_complex, config, {}, 0)
+    learner.prepare(0, prior)
+    assert learner.images is not None
+    first = learner.images.clone()
+    assert np.array_equal(learner.scans(), np.arange(40))
+    learner.prepare(lap_starts(config)[0], prior)
+    renewed = (learner.images != first).flatten(1).any(1).nonzero().flatten()
+    assert np.array_equal(renewed, lap_scans(config, 40, 0))
+    assert len(renewed) == 32
+    assert np.array_equal(learner.scans(), renewed)
+    seen = {int(scan) for _ in range(10) for scan in next(learner._order or iter(()))}
+    assert seen == set(renewed.tolist())
 
 
 def test_impossible_laps_and_empty_scans(tmp_path: Path, store_path: Path, small: dict[str, Any]) -> None:

@@ -1,0 +1,87 @@
+"""Stationary Gaussian images: their posterior against dense matrices, their spectrum against the true one."""
+
+import numpy as np
+import pytest
+import torch
+
+from ambient_sci.measurement import Measurement, randn_like
+from ambient_sci.operators import Fourier, LinearOperator, Mask
+from ambient_sci.operators.patterns import random_lines
+from ambient_sci.stationary import StationaryGaussian, filtered, fit_stationary, spectrum
+
+SHAPE = (8, 8)
+
+
+def power(size: tuple[int, ...] = SHAPE) -> torch.Tensor:
+    """Falling with the fourth power of the frequency."""
+    k = torch.meshgrid(*(torch.fft.fftfreq(n, dtype=torch.float64) for n in size), indexing="ij")
+    return (0.002 / (0.01 + k[0] ** 2 + k[1] ** 2) ** 2)[None, None]
+
+
+def dense(function, size: int, dtype: torch.dtype) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    """Matrix of a linear map of images of 64 pixels."""
+    columns = torch.eye(size, dtype=dtype).reshape(size, 1, *SHAPE)
+    return torch.stack([function(column[None]).flatten() for column in columns], 1)
+
+
+@pytest.mark.parametrize("kind", ["mask", "fourier"])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_posterior_is_the_gaussian_one(kind: str, per_sample: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    dtype = torch.float64 if kind == "mask" else torch.complex128
+    count, noise = 600, 0.2
+    model = StationaryGaussian(0.3 * randn_like(torch.empty(1, 1, *SHAPE, dtype=dtype), generator), power())
+    operator: LinearOperator
+    if kind == "mask":
+        operator = Mask((torch.rand(1, 1, *SHAPE, generator=generator) < 0.5).double())
+    else:
+        operator = Fourier(random_lines(1, SHAPE, 2, 2, generator).double(), SHAPE)
+    x = model.mean + model.colour(randn_like(torch.empty(1, 1, *SHAPE, dtype=dtype), generator))
+    clean = operator(x)
+    level = noise * (1 + torch.rand(clean.shape, generator=generator, dtype=torch.float64)) if per_sample else noise
+    y = clean + level * randn_like(clean, generator) * operator.rows
+    m = Measurement(y, operator, level)
+
+    matrix = dense(operator, 64, dtype)
+    covariance = dense(lambda v: filtered(v, power()), 64, dtype)
+    weight = (operator.rows.expand(y.shape) / torch.as_tensor(level, dtype=torch.float64) ** 2).flatten()
+    precision = torch.linalg.inv(covariance) + matrix.mH @ (weight[:, None] * matrix)
+    mean = model.mean.flatten() + torch.linalg.solve(
+        precision, matrix.mH @ (weight * (y.flatten() - matrix @ model.mean.flatten()))
+    )
+    draws = model.sample(m.repeat(count), generator, iterations=70).flatten(1)
+    expected = torch.linalg.inv(precision)
+    error = draws.mean(0) - mean
+    spread = expected.diagonal().real.sqrt()
+    assert float((error.abs() / spread).max()) < 6 / np.sqrt(count)
+    centred = draws - draws.mean(0)
+    found = centred.mT @ centred.conj() / (count - 1) / (1 if kind == "mask" else 2)
+    scaled = (found - expected).abs() / (spread[:, None] * spread)
+    assert float(scaled.max()) < 6 / np.sqrt(count)
+
+
+@pytest.mark.parametrize("complex_", [False, True])
+def test_spectrum_is_found_from_half_of_the_samples(complex_: bool) -> None:
+    generator = torch.Generator().manual_seed(2)
+    dtype, size, count = (torch.complex64 if complex_ else torch.float32), (16, 16), 100
+    true = power(size).float()
+    mean = torch.zeros(1, 1, *size, dtype=dtype) if complex_ else torch.linspace(-1, 1, 16).expand(1, 1, *size)
+    model = StationaryGaussian(mean, true)
+    x = mean + model.colour(randn_like(torch.empty(count, 1, *size, dtype=dtype), generator))
+    operator: LinearOperator
+    if complex_:
+        operator = Fourier(random_lines(count, size, 2, 2, generator), size)
+    else:
+        operator = Mask((torch.rand(count, 1, *size, generator=generator) < 0.5).float())
+    clean = operator(x)
+    m = Measurement(clean + 0.05 * randn_like(clean, generator) * operator.rows, operator, 0.05)
+    found = fit_stationary(m, iterations=12)
+    assert float((found.power / true).log10().abs().mean()) < 0.12
+    assert float((found.mean - mean).abs().max()) < (1e-6 if complex_ else 6 * float(true.mean()) ** 0.5 / 10)
+
+
+def test_power_is_per_real_component() -> None:
+    generator = torch.Generator().manual_seed(3)
+    for dtype in (torch.float64, torch.complex128):
+        white = 2 * randn_like(torch.empty(2000, 1, *SHAPE, dtype=dtype), generator)
+        assert float((spectrum(white) / 4 - 1).abs().max()) < 0.2
