@@ -44,13 +44,16 @@ def main() -> None:
     # as often, threads that spin for long take the core from other processes; set before torch loads
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    status: Any
     try:
         status = app(prog_name="ambient-sci", standalone_mode=False)
     except AmbientError as error:
         status = _refuse(str(error))
     except _UsageError as error:
         status = _refuse(f"{error.format_message()} (see `{error.ctx.command_path} --help`)")
-    if status == 130:
+    except SystemExit as end:
+        status = end.code
+    if status in (130, 143):
         print("interrupted; the same command resumes a training or an import", file=sys.stderr)
     sys.exit(status)
 

@@ -2,14 +2,13 @@ r"""Training: one function that reads top to bottom.
 
 State is counted in images. A run is a folder; running the same command again resumes it, and a run that was killed
 ends with the weights of one that was not: batches, noise levels, noise and hidden rows of a step follow from the seed
-and the number of images seen, and everything else is in the checkpoint.
+and the number of images seen, and everything else is in the checkpoint (`ambient_sci.runs`).
 """
 
 import contextlib
 import copy
 import json
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +16,30 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ambient_sci.checkpoint import load_tensors, replacing, save_tensors
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets.store import Store, open_store
-from ambient_sci.errors import CheckpointError, ConfigError, DataError, OutputError
-from ambient_sci.methods import METHODS, Learner
+from ambient_sci.errors import DataError
+from ambient_sci.methods import METHODS
+from ambient_sci.methods.base import Batch
 from ambient_sci.network import best_precision
 from ambient_sci.prior import Prior, build_denoiser, resolve_device
+from ambient_sci.runs import State, start_run
 from ambient_sci.seeding import stream
+from ambient_sci.signals import Interrupted, Signals
 
 __all__ = ["train"]
 
 LOG_EVERY = 512  # images
-# what may differ between a run and its continuation
-# (the store is compared by its fingerprint, so that it may be moved)
-CONTINUABLE = {"images", "checkpoint", "out", "device", "precision", "store"}
+# objectives are of order one, and so are gradients and what is let through of them (`clip`); one that is so many times
+# larger comes from weights that nothing will bring back
+EXPLODED = 1e6
 
 
 def train(config: TrainConfig, network: nn.Module | None = None, progress: bool = True) -> Prior:
     """Learn a prior from a store of measurements.
+
+    SIGTERM writes a checkpoint after the step that is under way and ends the process with exit status 143; Ctrl-C does
+    the same with ``KeyboardInterrupt``. (Only the main thread gets signals.) The same call resumes.
 
     Parameters
     ----------
@@ -56,14 +60,15 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
     ConfigError
         If the run in ``config.out`` was started with other options.
     DataError
-        If measurements are not finite, the loss is not, or images are of several shapes, of which a prior has one.
+        If measurements are not finite, images are of several shapes, of which a prior has one, or the training
+        diverges; the last checkpoint stays.
     """
     device = resolve_device(config.device)
     store = open_store(config.store)
     run = config.out
     image_shape = store.image_shape  # one for all scans, or refused before there is a run
     config = _resolve(config, store, device)
-    started = _start_run(run, config)
+    started = start_run(run, config)
 
     learner = METHODS[config.method](config, store, progress)
     with torch.random.fork_rng(devices=[]):
@@ -81,43 +86,51 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
         "noise_std": max(float(store.read(group.scans[:64]).noise_std.max()) for group in store.groups),
     }
     prior = Prior(average, image_shape, store.is_complex, config, trained_on, 0)
-    seen, seconds = _resume(run, store, denoiser, average, optimizer, learner) if started else (0, 0.0)
-    began = time.process_time() - seconds
+    state = State(denoiser, prior, optimizer, learner)
+    if started:
+        state.resume(run, store)
 
-    losses: list[Tensor] = []
     bar = tqdm(
-        total=config.images, initial=seen, unit="image", desc=f"training ({config.method})", disable=not progress
+        total=config.images, initial=state.seen, unit="image", desc=f"training ({config.method})", disable=not progress
     )
-    while seen < config.images:
-        learner.prepare(seen, prior)
-        rate = learning_rate(config, seen)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = learner.loss(denoiser, seen, stream(config.seed, 0, seen)).mean()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(denoiser.parameters(), config.clip)
-        if not bool(torch.isfinite(norm)):
-            raise DataError(
-                f"the loss became {float(loss.detach())} after {seen} images; the last checkpoint is in {run}. "
-                f"Try a learning rate below {config.learning_rate}"
-            )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        before, seen = seen, seen + config.batch
-        _average(average, denoiser, config, seen)
-        bar.update(config.batch)
-        if before // config.checkpoint != seen // config.checkpoint or seen >= config.images:
-            prior = Prior(average, image_shape, store.is_complex, config, trained_on, seen)
-            _save(run, prior, denoiser, optimizer, learner, seen, time.process_time() - began)
-        losses.append(loss.detach())
-        if before // LOG_EVERY != seen // LOG_EVERY or before == 0 or seen >= config.images:
-            mean = float(torch.stack(losses).mean())
-            bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
-            record = {"images": seen, "loss": mean, "gradient": float(norm), "rate": rate}
-            _log(run, record | {"seconds": round(time.process_time() - began, 3)})
-            losses = []
-    bar.close()
-    return Prior(average, image_shape, store.is_complex, config, trained_on, seen)
+    with Signals() as signals, bar:
+        try:
+            while state.seen < config.images:
+                learner.prepare(state.seen, state.prior)
+                rate = learning_rate(config, state.seen)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                batch = learner.draw(stream(config.seed, 0, state.seen))
+                losses = learner.loss(denoiser, batch.to(device))
+                losses.mean().backward()
+                norm = nn.utils.clip_grad_norm_(denoiser.parameters(), config.clip)
+                if not float(norm) < EXPLODED * config.clip:
+                    raise _diverged(state, config, batch, losses.detach(), float(norm))
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                before, state.seen = state.seen, state.seen + config.batch
+                _average(average, denoiser, config, state.seen)
+                state.losses.append(losses.detach().mean())
+                bar.update(config.batch)
+
+                def due(every: int, before: int = before) -> bool:
+                    return before // every != state.seen // every or state.seen >= config.images
+
+                if due(LOG_EVERY) or before == 0:
+                    mean = float(torch.stack(state.losses).mean())
+                    state.losses = []
+                    bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+                    record = {"images": state.seen, "loss": mean, "gradient": float(norm), "rate": rate}
+                    _log(run, record | {"seconds": round(state.seconds, 3)})
+                if due(config.checkpoint):
+                    state.save(run)
+                if signals.received:
+                    raise Interrupted(signals.received)
+        except Interrupted as stop:
+            if state.seen > state.saved:
+                state.save(run)
+            raise stop.obeyed() from None
+    return state.prior
 
 
 def learning_rate(config: TrainConfig, seen: int) -> float:
@@ -144,24 +157,6 @@ def _resolve(config: TrainConfig, store: Store, device: torch.device) -> TrainCo
     return config.model_copy(update=update)
 
 
-def _start_run(run: Path, config: TrainConfig) -> bool:
-    """Make the run's folder, or check that it continues the same run. Returns whether there is something to resume."""
-    path = run / "config.json"
-    if path.exists():
-        old = TrainConfig.from_json(path.read_text()).model_dump()
-        changed = [k for k, v in config.model_dump().items() if k not in CONTINUABLE and str(old[k]) != str(v)]
-        if changed:
-            text = ", ".join(f"{k} (was {old[k]}, now {getattr(config, k)})" for k in changed)
-            raise ConfigError(
-                f"the run in {run} was started with other options: {text}; give another --out, or the same options"
-            )
-    elif run.exists() and any(run.iterdir()):
-        raise OutputError(f"{run} exists and is not a run; choose another folder for the run")
-    with replacing(path) as partial:
-        partial.write_text(config.model_dump_json(indent=2) + "\n")
-    return (run / "checkpoint.safetensors").exists()
-
-
 def _average(average: nn.Module, denoiser: nn.Module, config: TrainConfig, seen: int) -> None:
     """Exponential moving average of the weights, shorter at the beginning so that the first steps are forgotten."""
     keep = 0.5 ** (config.batch / min(config.ema, max(seen / 4, 1)))
@@ -171,58 +166,18 @@ def _average(average: nn.Module, denoiser: nn.Module, config: TrainConfig, seen:
             old.copy_(new)
 
 
-def _save(
-    run: Path,
-    prior: Prior,
-    denoiser: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    learner: Learner,
-    seen: int,
-    seconds: float,
-) -> None:
-    parts = {"net": denoiser.state_dict(), "ema": prior.denoiser.state_dict(), "learner": learner.state()}
-    tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
-    for number, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
-    header = {"seen": seen, "seconds": seconds, "store": prior.trained_on["fingerprint"]}
-    save_tensors(run / "checkpoint.safetensors", tensors, header)
-    prior.save(run / "prior.safetensors")
-
-
-def _resume(
-    run: Path, store: Store, denoiser: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, learner: Learner
-) -> tuple[int, float]:
-    """Take up a checkpoint; returns images seen and processor seconds spent until then."""
-    tensors, header = load_tensors(run / "checkpoint.safetensors")
-    if header.get("store") != store.fingerprint:
-        raise ConfigError(f"the run in {run} was started on another store than {store.path}: give another --out")
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-    try:
-        denoiser.load_state_dict(part("net."))
-        average.load_state_dict(part("ema."))
-        learner.load(part("learner."))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in part("optimizer.").items():
-            number, field = name.split(".")
-            state.setdefault(int(number), {})[field] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        seen, seconds = int(header["seen"]), float(header["seconds"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        text = str(error).splitlines()[0]
-        raise CheckpointError(f"the checkpoint in {run} does not fit the network of its options: {text}") from error
-    _trim_log(run, seen)
-    return seen, seconds
-
-
-def _trim_log(run: Path, seen: int) -> None:
-    """Forget what was logged after the checkpoint: it is about to happen again."""
-    with contextlib.suppress(OSError, ValueError):
-        lines = (run / "log.jsonl").read_text().splitlines(keepends=True)
-        with replacing(run / "log.jsonl") as partial:
-            partial.write_text("".join(line for line in lines if json.loads(line)["images"] <= seen))
+def _diverged(state: State, config: TrainConfig, batch: Batch, losses: Tensor, norm: float) -> DataError:
+    """Say what became too large, after how many images, and on which scans."""
+    wrong = batch.index[~torch.isfinite(losses).cpu()]
+    scans = ", ".join(map(str, (wrong if len(wrong) else batch.index).tolist()))
+    what = f"the loss became {float(losses.mean())}" if len(wrong) else f"the gradient's norm became {norm:.3g}"
+    kept = (
+        f"the checkpoint of {state.saved} images is kept in {config.out}" if state.saved else "there is no checkpoint"
+    )
+    return DataError(
+        f"{what} after {state.seen} images, on scans {scans}; {kept}. "
+        f"Try a learning rate below {config.learning_rate:g}, or look at these scans"
+    )
 
 
 def _log(run: Path, record: dict[str, Any]) -> None:
