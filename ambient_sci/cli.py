@@ -232,13 +232,15 @@ def check(
 
 
 def _train(store: Path, out: Path, config: Path | None, quiet: bool, **options: Any) -> None:
+    from ambient_sci.distributed import main as main_process
     from ambient_sci.training import train as run_training
 
     given = {name: value for name, value in options.items() if value is not None and value != []}
     prior = run_training(
         TrainConfig(**{**_read_config(config), **given, "store": store, "out": out}), progress=not quiet
     )
-    print(f"wrote {out}: {prior.images} images seen")
+    if main_process():
+        print(f"wrote {out}: {prior.images} images seen")
 
 
 def _read_config(path: Path | None) -> dict[str, Any]:
@@ -276,7 +278,7 @@ def _train_signature() -> inspect.Signature:
             continue
         several = isinstance(field.default, tuple)
         accepted = (field.annotation, *get_args(field.annotation))
-        kind: Any = next((known for known in (int, float, str) if known in accepted), str)
+        kind: Any = next((known for known in (bool, int, float, str) if known in accepted), str)
         if name == "method":
             kind = StrEnum("Method", [str(value) for value in get_args(Method)])  # type: ignore[misc,no-redef]
         shown = " ".join(map(str, field.default)) if several else field.default

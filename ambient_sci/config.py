@@ -29,10 +29,15 @@ class TrainConfig(BaseModel):
     out: Path = Field(description="folder of the run; run again to resume")
     method: Method = Field("em", description="em, ambient, or oracle (needs clean references: simulation only)")
     images: int = Field(25_000, ge=1, description="length of the training, in images")
-    batch: int = Field(8, ge=1, description="images in a batch")
+    batch: int = Field(8, ge=1, description="images in a step, of all processes together")
+    accumulate: int = Field(1, ge=1, description="parts in which a step is computed, to save memory")
     seed: int = Field(0, ge=0, description="seed of everything random in the run")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="arithmetic of the network alone")
+    checkpoint_activations: bool = Field(
+        False, description="keep less of the network's forward pass and compute it again: less memory, more time"
+    )
+    compile: bool = Field(False, description="compile the network first (needs a compiler): faster steps afterwards")
 
     widths: tuple[Annotated[int, Field(ge=32, multiple_of=32)], ...] = Field(
         (64, 64, 64), min_length=1, description="channels of each level of the U-Net, multiples of 32"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ambient_sci.checkpoint import load_tensors, replacing, save_tensors
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets.store import Store
+from ambient_sci.distributed import main, placed, wait, whole
 from ambient_sci.errors import CheckpointError, ConfigError, OutputError
 from ambient_sci.methods import Learner
 from ambient_sci.prior import Prior
@@ -26,7 +27,9 @@ __all__ = ["State", "start_run"]
 
 # what may differ between a run and its continuation
 # (the store is compared by its fingerprint, so that it may be moved)
-CONTINUABLE = {"images", "checkpoint", "out", "device", "precision", "store"}
+CONTINUABLE = {
+    "accumulate", "checkpoint", "checkpoint_activations", "compile", "device", "images", "out", "precision", "store"
+}  # fmt: skip
 
 
 @dataclass
@@ -48,7 +51,7 @@ class State:
         return time.process_time() - self.began
 
     def save(self, run: Path) -> None:
-        """Write ``checkpoint.safetensors`` and ``prior.safetensors``."""
+        """Write ``checkpoint.safetensors`` and ``prior.safetensors``; every process has to take part."""
         self.prior = replace(self.prior, images=self.seen)
         parts: dict[str, Mapping[str, Tensor]] = {
             "net": self.denoiser.state_dict(),
@@ -57,11 +60,13 @@ class State:
             "log": {"losses": torch.stack(self.losses)} if self.losses else {},
         }
         parts |= {f"optimizer.{number}": values for number, values in self.optimizer.state_dict()["state"].items()}
-        tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+        tensors = {f"{part}.{name}": whole(value) for part, values in parts.items() for name, value in values.items()}
+        self.saved = self.seen
+        if not main():
+            return
         header = {"seen": self.seen, "seconds": self.seconds, "store": self.prior.trained_on["fingerprint"]}
         save_tensors(run / "checkpoint.safetensors", tensors, header)
         self.prior.save(run / "prior.safetensors")
-        self.saved = self.seen
 
     def resume(self, run: Path, store: Store) -> None:
         """Take up the checkpoint of a run; what was logged after it is about to happen again, and forgotten."""
@@ -73,22 +78,29 @@ class State:
             return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
         try:
-            self.denoiser.load_state_dict(part("net."))
+            own = self.denoiser.state_dict()
+            self.denoiser.load_state_dict(
+                {name: placed(value, own.get(name, value)) for name, value in part("net.").items()}
+            )
             self.prior.denoiser.load_state_dict(part("ema."))
             self.learner.load(part("learner."))
             state: dict[int, dict[str, Tensor]] = {}
+            parameters = list(self.denoiser.parameters())
             for name, value in part("optimizer.").items():
                 number, key = name.split(".")
-                state.setdefault(int(number), {})[key] = value
+                spread = value if key == "step" else placed(value, parameters[int(number)])
+                state.setdefault(int(number), {})[key] = spread
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": state, "param_groups": groups})
             self.losses = [loss.to(self.prior.device) for loss in part("log.").get("losses", ())]
             self.seen = self.saved = int(header["seen"])
             self.prior = replace(self.prior, images=self.seen)
             self.began -= float(header["seconds"])
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (IndexError, KeyError, RuntimeError, ValueError) as error:
             text = str(error).splitlines()[0]
             raise CheckpointError(f"the checkpoint in {run} does not fit the network of its options: {text}") from error
+        if not main():
+            return
         with contextlib.suppress(OSError, ValueError):
             lines = (run / "log.jsonl").read_text().splitlines(keepends=True)
             with replacing(run / "log.jsonl") as partial:
@@ -98,6 +110,7 @@ class State:
 def start_run(run: Path, config: TrainConfig) -> bool:
     """Make the run's folder, or check that it continues the same run. Returns whether there is something to resume."""
     path = run / "config.json"
+    started = (run / "checkpoint.safetensors").exists()
     if path.exists():
         old = TrainConfig.from_json(path.read_text()).model_dump()
         changed = [k for k, v in config.model_dump().items() if k not in CONTINUABLE and str(old[k]) != str(v)]
@@ -108,6 +121,8 @@ def start_run(run: Path, config: TrainConfig) -> bool:
             )
     elif run.exists() and any(run.iterdir()):
         raise OutputError(f"{run} exists and is not a run; choose another folder for the run")
-    with replacing(path) as partial:
-        partial.write_text(config.model_dump_json(indent=2) + "\n")
-    return (run / "checkpoint.safetensors").exists()
+    wait()  # until every process has looked
+    if main():
+        with replacing(path) as partial:
+            partial.write_text(config.model_dump_json(indent=2) + "\n")
+    return started

@@ -8,31 +8,28 @@ and the number of images seen, and everything else is in the checkpoint (`ambien
 import contextlib
 import copy
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets.store import Store, open_store
+from ambient_sci.distributed import equalise, join, main, obey_signals, wait, whole
 from ambient_sci.errors import DataError
 from ambient_sci.methods import METHODS
-from ambient_sci.methods.base import Batch
 from ambient_sci.network import best_precision
 from ambient_sci.prior import Prior, build_denoiser, resolve_device
 from ambient_sci.runs import State, start_run
 from ambient_sci.seeding import stream
 from ambient_sci.signals import Interrupted, Signals
+from ambient_sci.steps import backward, check_step, learning_rate, own_parts, prepare_network, update_average
 
 __all__ = ["train"]
 
 LOG_EVERY = 512  # images
-# objectives are of order one, and so are gradients and what is let through of them (`clip`); one that is so many times
-# larger comes from weights that nothing will bring back
-EXPLODED = 1e6
 
 
 def train(config: TrainConfig, network: nn.Module | None = None, progress: bool = True) -> Prior:
@@ -63,18 +60,21 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
         If measurements are not finite, images are of several shapes, of which a prior has one, or the training
         diverges; the last checkpoint stays.
     """
-    device = resolve_device(config.device)
+    device = join(resolve_device(config.device))
     store = open_store(config.store)
     run = config.out
     image_shape = store.image_shape  # one for all scans, or refused before there is a run
     config = _resolve(config, store, device)
+    parts = own_parts(config)
     started = start_run(run, config)
 
-    learner = METHODS[config.method](config, store, progress)
+    learner = METHODS[config.method](config, store, progress and main())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         denoiser = build_denoiser(config, image_shape, store.is_complex, network).to(device)
+    equalise(denoiser.state_dict().values())  # a module that was passed may have been made without a seed
     average = copy.deepcopy(denoiser).eval().requires_grad_(False)
+    prepare_network(denoiser, config)
     optimizer = torch.optim.AdamW(
         denoiser.parameters(), config.learning_rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True
     )
@@ -91,9 +91,13 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
         state.resume(run, store)
 
     bar = tqdm(
-        total=config.images, initial=state.seen, unit="image", desc=f"training ({config.method})", disable=not progress
+        total=config.images,
+        initial=state.seen,
+        unit="image",
+        desc=f"training ({config.method})",
+        disable=not (progress and main()),
     )
-    with Signals() as signals, bar:
+    with Signals(), bar:
         try:
             while state.seen < config.images:
                 learner.prepare(state.seen, state.prior)
@@ -101,16 +105,14 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 batch = learner.draw(stream(config.seed, 0, state.seen))
-                losses = learner.loss(denoiser, batch.to(device))
-                losses.mean().backward()
-                norm = nn.utils.clip_grad_norm_(denoiser.parameters(), config.clip)
-                if not float(norm) < EXPLODED * config.clip:
-                    raise _diverged(state, config, batch, losses.detach(), float(norm))
+                losses = backward(denoiser, learner, batch, parts, device)
+                norm = float(whole(nn.utils.clip_grad_norm_(denoiser.parameters(), config.clip)))
+                check_step(losses, norm, batch, state, config)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 before, state.seen = state.seen, state.seen + config.batch
-                _average(average, denoiser, config, state.seen)
-                state.losses.append(losses.detach().mean())
+                update_average(average, denoiser, config, state.seen)
+                state.losses.append(losses.mean())
                 bar.update(config.batch)
 
                 def due(every: int, before: int = before) -> bool:
@@ -120,24 +122,18 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
                     mean = float(torch.stack(state.losses).mean())
                     state.losses = []
                     bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
-                    record = {"images": state.seen, "loss": mean, "gradient": float(norm), "rate": rate}
-                    _log(run, record | {"seconds": round(state.seconds, 3)})
+                    record = {"images": state.seen, "loss": mean, "gradient": norm, "rate": rate}
+                    if main():
+                        _log(run, record | {"seconds": round(state.seconds, 3)})
                 if due(config.checkpoint):
                     state.save(run)
-                if signals.received:
-                    raise Interrupted(signals.received)
+                obey_signals()
         except Interrupted as stop:
             if state.seen > state.saved:
                 state.save(run)
+            wait()  # or the launcher, seeing one process end, may kill the one that writes
             raise stop.obeyed() from None
     return state.prior
-
-
-def learning_rate(config: TrainConfig, seen: int) -> float:
-    """Linear warm-up, then half a cosine down to a twentieth of the peak."""
-    rise = min(1.0, (seen + config.batch) / max(config.warmup, 1))
-    fall = 0.5 * (1 + math.cos(math.pi * min(1.0, seen / config.images)))
-    return config.learning_rate * rise * (0.05 + 0.95 * fall)
 
 
 def _resolve(config: TrainConfig, store: Store, device: torch.device) -> TrainConfig:
@@ -155,29 +151,6 @@ def _resolve(config: TrainConfig, store: Store, device: torch.device) -> TrainCo
             )
         update["sigma_data"] = float(f"{spread:.4g}")
     return config.model_copy(update=update)
-
-
-def _average(average: nn.Module, denoiser: nn.Module, config: TrainConfig, seen: int) -> None:
-    """Exponential moving average of the weights, shorter at the beginning so that the first steps are forgotten."""
-    keep = 0.5 ** (config.batch / min(config.ema, max(seen / 4, 1)))
-    with torch.no_grad():
-        torch._foreach_lerp_(list(average.parameters()), list(denoiser.parameters()), 1 - keep)
-        for old, new in zip(average.buffers(), denoiser.buffers(), strict=True):
-            old.copy_(new)
-
-
-def _diverged(state: State, config: TrainConfig, batch: Batch, losses: Tensor, norm: float) -> DataError:
-    """Say what became too large, after how many images, and on which scans."""
-    wrong = batch.index[~torch.isfinite(losses).cpu()]
-    scans = ", ".join(map(str, (wrong if len(wrong) else batch.index).tolist()))
-    what = f"the loss became {float(losses.mean())}" if len(wrong) else f"the gradient's norm became {norm:.3g}"
-    kept = (
-        f"the checkpoint of {state.saved} images is kept in {config.out}" if state.saved else "there is no checkpoint"
-    )
-    return DataError(
-        f"{what} after {state.seen} images, on scans {scans}; {kept}. "
-        f"Try a learning rate below {config.learning_rate:g}, or look at these scans"
-    )
 
 
 def _log(run: Path, record: dict[str, Any]) -> None:

@@ -140,11 +140,11 @@ def test_public_names_are_loaded_on_first_use() -> None:
 LINES = [
     "errors, registry",
     "operators",
-    "measurement, seeding, signals",
+    "measurement, seeding, signals, distributed",
     "network, denoise, schedule, sample, posterior, objectives, prior, checkpoint, config, baselines, "
     "evaluate.metrics, plot, report",
     "datasets",
-    "methods, runs, training, reconstruction, evaluate.compare, check",
+    "methods, runs, steps, training, reconstruction, evaluate.compare, check",
     "demo",
     "cli, cli_import",
 ]

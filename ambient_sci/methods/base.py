@@ -50,10 +50,14 @@ class Batch:
 
     def __getitem__(self, part: slice) -> "Batch":
         """Take some of the scans."""
+        if part.indices(len(self)) == (0, len(self), 1):
+            return self
         return Batch(self.index[part], tuple(value[part] for value in self.values))
 
     def to(self, device: torch.device) -> "Batch":
-        """On another device."""
+        """Take from the CPU to another device."""
+        if device.type == "cpu":
+            return self
         return Batch(self.index, tuple(value.to(device) for value in self.values))
 
 

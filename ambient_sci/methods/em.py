@@ -13,14 +13,13 @@ predicting held-out measured rows, and the optimiser goes on from lap to lap. No
 import warnings
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ambient_sci.baselines import l1_wavelet_batch, tune_held_out
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets.store import Store
+from ambient_sci.distributed import share_out
 from ambient_sci.errors import ConfigError
 from ambient_sci.measurement import Measurement
 from ambient_sci.methods.base import ImageLearner
@@ -114,6 +113,7 @@ def _every_scan(store: Store, restore: Callable[[Measurement], Tensor], label: s
     chunks = [
         group.scans[start : start + CHUNK] for group in store.groups for start in range(0, len(group.scans), CHUNK)
     ]
-    bar = tqdm(chunks, desc=label, unit="batch", disable=not progress)
-    images = torch.cat([restore(store.read(scans)) for scans in bar])
-    return images[np.argsort(np.concatenate(chunks))]
+    first = store.read(chunks[0][:1])
+    images = torch.empty(len(store), *store.image_shape, dtype=first.operator.adjoint(first.y).dtype)
+    share_out(chunks, lambda scans: restore(store.read(scans)), images, label if progress else None)
+    return images

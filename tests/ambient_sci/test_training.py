@@ -201,7 +201,7 @@ def test_a_run_that_diverges_at_once_says_that_nothing_is_kept(
     store_path: Path, tmp_path: Path, small: dict[str, Any]
 ) -> None:
     config = TrainConfig(store=store_path, out=tmp_path / "run", method="ambient", **small)
-    with pytest.raises(DataError, match=r"became nan after 0 images, on scans .*; there is no checkpoint\. Try"):
+    with pytest.raises(DataError, match=r"became nan after 0 images, on scans .*; nothing is kept\. Try"):
         train(config, network=Gain(1, lambda y: torch.nan * y), progress=False)
 
 
