@@ -54,6 +54,14 @@ class TrainConfig(BaseModel):
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     checkpoint: int = Field(4_000, ge=1, description="images between checkpoints")
 
+    validation_scans: int | None = Field(
+        None, ge=0, description="last scans of the store, kept out of training to watch it; a few if not given"
+    )
+    preview: int | None = Field(
+        None, ge=0, description="images between previews (samples, held-out rows); 0: none; else with checkpoints"
+    )
+    tensorboard: bool = Field(False, description="write the log for TensorBoard too")
+
     thinning: float = Field(0.3, gt=0, le=1, description="ambient: chance that a measured row is hidden")
     consistency_steps: int = Field(1, ge=1, description="ambient: data-consistency steps inside the network")
 

@@ -2,9 +2,10 @@ r"""A step of training: the gradient of a batch, how far to go along it, and the
 
 The average forgets with a half-life :math:`T` in images, shorter at first so that the first steps are forgotten,
 
-.. math:: \bar\theta \leftarrow k \bar\theta + (1 - k)\, \theta, \qquad k = 2^{-B / \min(T, n / 4)}
+.. math:: \bar\theta \leftarrow k \bar\theta + (1 - k)\, \theta, \qquad k = 2^{-m / \min(T, n / 4)}
 
-after ``n`` images in batches of ``B``.
+after ``n`` images, ``m`` of them since it was last moved. That is every 32 images, which is often enough for half-lives
+of hundreds, and saves passes over all weights where batches are small.
 """
 
 import math
@@ -20,11 +21,12 @@ from ambient_sci.methods import Learner
 from ambient_sci.methods.base import Batch
 from ambient_sci.runs import State
 
-__all__ = ["backward", "check_step", "learning_rate", "own_parts", "prepare_network", "update_average"]
+__all__ = ["Average", "backward", "check_step", "learning_rate", "own_parts", "prepare_network"]
 
 # objectives are of order one, and so are gradients and what is let through of them (`clip`); one that is so many times
 # larger comes from weights that nothing will bring back
 EXPLODED = 1e6
+AVERAGE_EVERY = 32  # images
 
 
 def learning_rate(config: TrainConfig, seen: int) -> float:
@@ -83,18 +85,42 @@ def backward(denoiser: nn.Module, learner: Learner, batch: Batch, parts: list[sl
         # FSDP takes the mean over the processes where a sum is meant
         (loss.sum() * (size() if is_sharded() else 1) / len(batch)).backward()
         losses[part] = loss.detach()
-    gradients = [] if is_sharded() else [p.grad for p in denoiser.parameters() if p.grad is not None]
-    add_up([*gradients, losses])
+    if size() > 1:
+        gradients = [] if is_sharded() else [p.grad for p in denoiser.parameters() if p.grad is not None]
+        add_up([*gradients, losses])
     return losses
 
 
-def update_average(average: nn.Module, denoiser: nn.Module, config: TrainConfig, seen: int) -> None:
-    """Move the average of the weights towards those after ``seen`` images."""
-    keep = 0.5 ** (config.batch / min(config.ema, max(seen / 4, 1)))
-    with torch.no_grad():
-        weights = [whole(parameter) for parameter in denoiser.parameters()]
-        torch._foreach_lerp_(list(average.parameters()), weights, 1 - keep)
-        for old, new in zip(average.buffers(), denoiser.buffers(), strict=True):
+class Average:
+    """Exponential moving average of the weights of a network in training (see the module).
+
+    Parameters
+    ----------
+    average
+        A copy of the network, to be moved.
+    denoiser
+        The network in training.
+    half_life
+        In images.
+    """
+
+    def __init__(self, average: nn.Module, denoiser: nn.Module, half_life: int) -> None:
+        self.half_life = half_life
+        # to walk through the modules takes about as long as to add up their weights
+        self._weights: tuple[list[Tensor], list[Tensor]] = [*average.parameters()], [*denoiser.parameters()]
+        self._buffers = list(zip(average.buffers(), denoiser.buffers(), strict=True))
+
+    @torch.no_grad()
+    def update(self, batch: int, seen: int, last: bool = False) -> None:
+        """Take up the weights after ``seen`` images in steps of ``batch``, if that is due or it is the last time."""
+        every = max(1, AVERAGE_EVERY // batch)
+        steps = (seen // batch) % every or every
+        if steps < every and not last:
+            return
+        keep = 0.5 ** (steps * batch / min(self.half_life, max(seen / 4, 1)))
+        averages, weights = self._weights
+        torch._foreach_lerp_(averages, [whole(weight) for weight in weights], 1 - keep)
+        for old, new in self._buffers:
             old.copy_(new)
 
 

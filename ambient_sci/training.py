@@ -5,27 +5,26 @@ ends with the weights of one that was not: batches, noise levels, noise and hidd
 and the number of images seen, and everything else is in the checkpoint (`ambient_sci.runs`).
 """
 
-import contextlib
 import copy
-import json
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets.store import Store, open_store
 from ambient_sci.distributed import equalise, join, main, obey_signals, wait, whole
 from ambient_sci.errors import DataError
+from ambient_sci.logs import Log
 from ambient_sci.methods import METHODS
 from ambient_sci.network import best_precision
 from ambient_sci.prior import Prior, build_denoiser, resolve_device
 from ambient_sci.runs import State, start_run
 from ambient_sci.seeding import stream
 from ambient_sci.signals import Interrupted, Signals
-from ambient_sci.steps import backward, check_step, learning_rate, own_parts, prepare_network, update_average
+from ambient_sci.steps import Average, backward, check_step, learning_rate, own_parts, prepare_network
+from ambient_sci.validation import set_scans_aside, validation_count
 
 __all__ = ["train"]
 
@@ -65,39 +64,34 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
     run = config.out
     image_shape = store.image_shape  # one for all scans, or refused before there is a run
     config = _resolve(config, store, device)
+    training, validation = set_scans_aside(store, config.validation_scans or 0)
     parts = own_parts(config)
     started = start_run(run, config)
 
-    learner = METHODS[config.method](config, store, progress and main())
+    learner = METHODS[config.method](config, training, progress and main())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         denoiser = build_denoiser(config, image_shape, store.is_complex, network).to(device)
     equalise(denoiser.state_dict().values())  # a module that was passed may have been made without a seed
-    average = copy.deepcopy(denoiser).eval().requires_grad_(False)
+    averaged = copy.deepcopy(denoiser).eval().requires_grad_(False)
     prepare_network(denoiser, config)
-    optimizer = torch.optim.AdamW(
-        denoiser.parameters(), config.learning_rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True
-    )
+    weights = list(denoiser.parameters())
+    average = Average(averaged, denoiser, config.ema)
+    optimizer = torch.optim.AdamW(weights, config.learning_rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
     trained_on = {
         "store": str(config.store),
         "fingerprint": store.fingerprint,
         "operator": store.kind,
-        "scans": len(store),
-        "noise_std": max(float(store.read(group.scans[:64]).noise_std.max()) for group in store.groups),
+        "scans": len(training),
+        "noise_std": max(float(store.read(group.scans[:64]).noise_std.max()) for group in training.groups),
     }
-    prior = Prior(average, image_shape, store.is_complex, config, trained_on, 0)
+    prior = Prior(averaged, image_shape, store.is_complex, config, trained_on, 0)
     state = State(denoiser, prior, optimizer, learner)
     if started:
         state.resume(run, store)
 
-    bar = tqdm(
-        total=config.images,
-        initial=state.seen,
-        unit="image",
-        desc=f"training ({config.method})",
-        disable=not (progress and main()),
-    )
-    with Signals(), bar:
+    log = Log(config, training, validation, state.seen, progress)
+    with Signals(), log:
         try:
             while state.seen < config.images:
                 learner.prepare(state.seen, state.prior)
@@ -106,25 +100,22 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
                     group["lr"] = rate
                 batch = learner.draw(stream(config.seed, 0, state.seen))
                 losses = backward(denoiser, learner, batch, parts, device)
-                norm = float(whole(nn.utils.clip_grad_norm_(denoiser.parameters(), config.clip)))
+                norm = float(whole(nn.utils.clip_grad_norm_(weights, config.clip)))
                 check_step(losses, norm, batch, state, config)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 before, state.seen = state.seen, state.seen + config.batch
-                update_average(average, denoiser, config, state.seen)
+                average.update(config.batch, state.seen, last=state.seen >= config.images)
                 state.losses.append(losses.mean())
-                bar.update(config.batch)
+                log.advance(config.batch)
 
-                def due(every: int, before: int = before) -> bool:
-                    return before // every != state.seen // every or state.seen >= config.images
-
-                if due(LOG_EVERY) or before == 0:
+                due = partial(_passed, before, state.seen, config.images)
+                look = config.preview != 0 and due(config.preview or config.checkpoint)
+                if due(LOG_EVERY) or look or before == 0:
                     mean = float(torch.stack(state.losses).mean())
                     state.losses = []
-                    bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
                     record = {"images": state.seen, "loss": mean, "gradient": norm, "rate": rate}
-                    if main():
-                        _log(run, record | {"seconds": round(state.seconds, 3)})
+                    log.write(record | {"seconds": round(state.seconds, 3)}, state.prior if look else None)
                 if due(config.checkpoint):
                     state.save(run)
                 obey_signals()
@@ -136,13 +127,20 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
     return state.prior
 
 
+def _passed(before: int, seen: int, end: int, every: int) -> bool:
+    """Whether the last step reached a multiple of ``every`` images, or the end."""
+    return before // every != seen // every or seen >= end
+
+
 def _resolve(config: TrainConfig, store: Store, device: torch.device) -> TrainConfig:
     """Fill in what the configuration leaves to the machine and to the data."""
-    update: dict[str, Any] = {}
+    count = validation_count(store, config.validation_scans)
+    update: dict[str, Any] = {"validation_scans": count}
     if config.precision == "auto":
         update["precision"] = best_precision(device)
     if config.sigma_data is None:
-        some = store.read(store.groups[0].scans[:64])
+        learned_from = store.head(len(store) - count)
+        some = learned_from.read(learned_from.groups[0].scans[:64])
         image = some.operator.adjoint(some.y)
         spread = float((torch.view_as_real(image) if image.is_complex() else image).std())
         if not spread > 0:
@@ -151,9 +149,3 @@ def _resolve(config: TrainConfig, store: Store, device: torch.device) -> TrainCo
             )
         update["sigma_data"] = float(f"{spread:.4g}")
     return config.model_copy(update=update)
-
-
-def _log(run: Path, record: dict[str, Any]) -> None:
-    """Append a record to ``log.jsonl``; a log that cannot be written is not worth stopping for."""
-    with contextlib.suppress(OSError), (run / "log.jsonl").open("a") as file:
-        file.write(json.dumps(record) + "\n")

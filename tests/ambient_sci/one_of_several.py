@@ -6,11 +6,13 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import ambient_sci.logs
 import ambient_sci.methods.em
 import ambient_sci.runs
 import ambient_sci.training
@@ -48,7 +50,8 @@ def main(folder: Path) -> None:
     ambient_sci.methods.em.draw_posterior = note_draws
     ambient_sci.methods.em.CHUNK = 8
     if rank:
-        ambient_sci.runs.save_tensors = ambient_sci.runs.replacing = ambient_sci.training._log = forbidden
+        ambient_sci.runs.save_tensors = ambient_sci.runs.replacing = ambient_sci.logs.replacing = forbidden
+        ambient_sci.logs.json = SimpleNamespace(dumps=forbidden)
         sys.stderr = io.StringIO()
     for name, (options, environment) in json.loads((folder / "runs.json").read_text()).items():
         noted |= {"trained": [], "drawn": [], "status": 0}

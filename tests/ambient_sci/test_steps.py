@@ -89,6 +89,23 @@ def test_activations_computed_again_give_the_same_gradient(method: str, precisio
     torch.testing.assert_close(same, gradient, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("batch", "every"), [(8, 4), (10, 3), (32, 1), (50, 1)])
+def test_the_average_forgets_with_its_half_life(batch: int, every: int) -> None:
+    """Of weights that jump from 0 to 1 half is there after a half-life, whatever the size of the steps."""
+    average, network = Gain(), Gain()
+    moving = steps.Average(average, network, half_life=400)
+    start = 3200 // (batch * every) * batch * every  # where an update was due
+    with torch.no_grad():
+        average.gain.zero_()
+    for count in range(1, 4 * every + 1):
+        moving.update(batch, start + count * batch)
+        done = batch * every * (count // every)
+        assert float(average.gain) == pytest.approx(1 - 0.5 ** (done / 400), abs=1e-6)
+    moving.update(batch, start + batch * (4 * every + 1), last=True)
+    done = batch * (4 * every + 1)
+    assert float(average.gain) == pytest.approx(1 - 0.5 ** (done / 400), abs=1e-6)
+
+
 def test_activation_checkpointing_wants_a_network_that_can(
     store_path: Path, tmp_path: Path, small: dict[str, Any]
 ) -> None:
