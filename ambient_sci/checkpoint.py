@@ -1,7 +1,8 @@
 """Weights on disk: safetensors with a JSON header, written to a temporary name and renamed.
 
 A run folder holds ``config.json`` (the resolved options), ``checkpoint.safetensors`` (everything that resuming needs),
-``prior.safetensors`` (the averaged weights, all that reconstruction needs) and ``log.jsonl``. No pickle is ever read.
+``prior.safetensors`` (the averaged weights, all that reconstruction needs), ``log.jsonl`` and ``samples.png``
+(`ambient_sci.logs`). No pickle is ever read.
 """
 
 import contextlib

@@ -44,13 +44,16 @@ def main() -> None:
     # as often, threads that spin for long take the core from other processes; set before torch loads
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    status: Any
     try:
         status = app(prog_name="ambient-sci", standalone_mode=False)
     except AmbientError as error:
         status = _refuse(str(error))
     except _UsageError as error:
         status = _refuse(f"{error.format_message()} (see `{error.ctx.command_path} --help`)")
-    if status == 130:
+    except SystemExit as end:
+        status = end.code
+    if status in (130, 143):
         print("interrupted; the same command resumes a training or an import", file=sys.stderr)
     sys.exit(status)
 
@@ -229,13 +232,15 @@ def check(
 
 
 def _train(store: Path, out: Path, config: Path | None, quiet: bool, **options: Any) -> None:
+    from ambient_sci.distributed import main as main_process
     from ambient_sci.training import train as run_training
 
     given = {name: value for name, value in options.items() if value is not None and value != []}
     prior = run_training(
         TrainConfig(**{**_read_config(config), **given, "store": store, "out": out}), progress=not quiet
     )
-    print(f"wrote {out}: {prior.images} images seen")
+    if main_process():
+        print(f"wrote {out}: {prior.images} images seen")
 
 
 def _read_config(path: Path | None) -> dict[str, Any]:
@@ -273,7 +278,7 @@ def _train_signature() -> inspect.Signature:
             continue
         several = isinstance(field.default, tuple)
         accepted = (field.annotation, *get_args(field.annotation))
-        kind: Any = next((known for known in (int, float, str) if known in accepted), str)
+        kind: Any = next((known for known in (bool, int, float, str) if known in accepted), str)
         if name == "method":
             kind = StrEnum("Method", [str(value) for value in get_args(Method)])  # type: ignore[misc,no-redef]
         shown = " ".join(map(str, field.default)) if several else field.default

@@ -30,10 +30,15 @@ class TrainConfig(BaseModel):
     out: Path = Field(description="folder of the run; run again to resume")
     method: Method = Field("em", description="em, ambient, or oracle (needs clean references: simulation only)")
     images: int = Field(25_000, ge=1, description="length of the training, in images")
-    batch: int = Field(8, ge=1, description="images in a batch")
+    batch: int = Field(8, ge=1, description="images in a step, of all processes together")
+    accumulate: int = Field(1, ge=1, description="parts in which a step is computed, to save memory")
     seed: int = Field(0, ge=0, description="seed of everything random in the run")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="arithmetic of the network alone")
+    checkpoint_activations: bool = Field(
+        False, description="keep less of the network's forward pass and compute it again: less memory, more time"
+    )
+    compile: bool = Field(False, description="compile the network first (needs a compiler): faster steps afterwards")
 
     widths: tuple[Annotated[int, Field(ge=32, multiple_of=32)], ...] = Field(
         (64, 64, 64), min_length=1, description="channels of each level of the U-Net, multiples of 32"
@@ -49,6 +54,14 @@ class TrainConfig(BaseModel):
     ema: int = Field(1_000, ge=1, description="half-life of the averaged weights, in images")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     checkpoint: int = Field(4_000, ge=1, description="images between checkpoints")
+
+    validation_scans: int | None = Field(
+        None, ge=0, description="last scans of the store, kept out of training to watch it; a few if not given"
+    )
+    preview: int | None = Field(
+        None, ge=0, description="images between previews (samples, held-out rows); 0: none; else with checkpoints"
+    )
+    tensorboard: bool = Field(False, description="write the log for TensorBoard too")
 
     thinning: float = Field(0.3, gt=0, le=1, description="ambient: chance that a measured row is hidden")
     consistency_steps: int = Field(1, ge=1, description="ambient: data-consistency steps inside the network")

@@ -75,6 +75,10 @@ class UNet(nn.Module):
         nn.init.zeros_(self.body.conv_out.weight)
         nn.init.zeros_(self.body.conv_out.bias)
 
+    def enable_gradient_checkpointing(self) -> None:
+        """Keep the inputs of blocks in training, and compute what is between them again."""
+        self.body.enable_gradient_checkpointing()
+
     def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
         """Apply to ``x`` (batch, in_channels, height, width) with one noise label per image, ``(batch,)``."""
         height, width = x.shape[-2:]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["calibration_figure", "reconstruction_figure", "samples_grid", "training_curve"]
+__all__ = ["calibration_figure", "reconstruction_figure", "samples_grid", "tiles", "training_curve"]
 
 Images: TypeAlias = Tensor | NDArray[Any]
 
@@ -145,8 +145,28 @@ def samples_grid(images: Images, columns: int = 8, title: str | None = None) -> 
     return figure
 
 
+def tiles(images: Images, columns: int = 8) -> NDArray[np.uint8]:
+    """Put images side by side, pixel by pixel, each on its own grey scale from zero; black is what is not finite.
+
+    Returns
+    -------
+    array
+        ``(rows * height, columns * width)``, of bytes.
+    """
+    shown = np.nan_to_num(_magnitudes("images", images), posinf=0, neginf=0)
+    count, height, width = shown.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    brightest = np.percentile(shown, 99.8, (1, 2), keepdims=True).clip(1e-12)
+    picture = np.zeros((rows * columns, height, width), np.uint8)
+    picture[:count] = 255 * (shown / brightest).clip(0, 1)
+    return picture.reshape(rows, columns, height, width).swapaxes(1, 2).reshape(rows * height, columns * width)
+
+
 def training_curve(records: Sequence[Mapping[str, Any]], x: str = "images", y: str = "loss") -> "Figure":
     """Draw a quantity of a training log: every record, and a running median over a twentieth of them.
+
+    Where records say how well held-out rows are predicted, that is drawn beside it.
 
     Parameters
     ----------
@@ -158,7 +178,9 @@ def training_curve(records: Sequence[Mapping[str, Any]], x: str = "images", y: s
     points = np.array([(record[x], record[y]) for record in records if x in record and y in record], float)
     if not len(points):
         raise DataError(f"records must hold numbers under {x!r} and {y!r}, got none")
-    figure, axes = _axes((4.8, 2.9))
+    looks = np.array([(record[x], record["held_out"]) for record in records if x in record and "held_out" in record])
+    figure, panels = _axes((4.8 if not len(looks) else 8.2, 2.9), 2 if len(looks) else 1)
+    axes = panels[0]
     window = max(len(points) // 20, 1)
     half = window // 2
     median = [np.median(points[max(k - half, 0) : k + half + 1, 1]) for k in range(len(points))]
@@ -169,8 +191,12 @@ def training_curve(records: Sequence[Mapping[str, Any]], x: str = "images", y: s
         axes.legend(frameon=False, fontsize=8)
     if (points[:, 1] > 0).all() and points[:, 1].max() > 4 * points[:, 1].min():
         axes.set_yscale("log")
-    axes.set_xlabel(f"{x} seen" if x == "images" else x, fontsize=9)
     axes.set_ylabel(y, fontsize=9)
+    if len(looks):
+        panels[1].plot(*looks.T, color=COLOURS[1], linewidth=1.8, marker="o", markersize=4)
+        panels[1].set_ylabel("squared error on held-out rows", fontsize=9)
+    for panel in panels:
+        panel.set_xlabel(f"{x} seen" if x == "images" else x, fontsize=9)
     return figure
 
 
@@ -185,7 +211,7 @@ def calibration_figure(levels: Sequence[float], coverage: Sequence[float] | Mapp
         Observed fractions at those levels, or several named sequences of them.
     """
     curves = coverage if isinstance(coverage, Mapping) else {"": coverage}
-    figure, axes = _axes((3.6, 3.6))
+    figure, (axes,) = _axes((3.6, 3.6))
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     axes.fill_between([0, 1], [0, 1], 0, color=COLOURS[1], alpha=0.07, linewidth=0)
     axes.text(0.96, 0.06, "intervals too narrow", ha="right", fontsize=8, color=COLOURS[1])
@@ -244,19 +270,20 @@ class _Layout:
         figure.text(x, y + height / 2, text, rotation=90, ha="center", va="center", fontsize=8, color=INK)
 
 
-def _axes(size: tuple[float, float]) -> "tuple[Figure, Axes]":
+def _axes(size: tuple[float, float], panels: int = 1) -> "tuple[Figure, list[Axes]]":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=200, facecolor="white", layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(MUTED)
-    axes.tick_params(labelsize=8, color=MUTED, labelcolor=INK)
-    axes.xaxis.label.set_color(INK)
-    axes.yaxis.label.set_color(INK)
-    axes.grid(color="#e6e6e6", linewidth=0.6)
-    axes.set_axisbelow(True)
-    return figure, axes
+    every = list(figure.subplots(1, panels, squeeze=False)[0])
+    for axes in every:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(MUTED)
+        axes.tick_params(labelsize=8, color=MUTED, labelcolor=INK)
+        axes.xaxis.label.set_color(INK)
+        axes.yaxis.label.set_color(INK)
+        axes.grid(color="#e6e6e6", linewidth=0.6)
+        axes.set_axisbelow(True)
+    return figure, every
 
 
 def _caption(axes: "Axes", text: str) -> None:

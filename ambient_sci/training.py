@@ -2,40 +2,40 @@ r"""Training: one function that reads top to bottom.
 
 State is counted in images. A run is a folder; running the same command again resumes it, and a run that was killed
 ends with the weights of one that was not: batches, noise levels, noise and hidden rows of a step follow from the seed
-and the number of images seen, and everything else is in the checkpoint.
+and the number of images seen, and everything else is in the checkpoint (`ambient_sci.runs`).
 """
 
-import contextlib
 import copy
-import json
-import math
-import time
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch import nn
 
-from ambient_sci.checkpoint import load_tensors, replacing, save_tensors
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets.store import Store, open_store
-from ambient_sci.errors import CheckpointError, ConfigError, DataError, OutputError
-from ambient_sci.methods import METHODS, Learner
+from ambient_sci.distributed import equalise, join, main, obey_signals, wait, whole
+from ambient_sci.errors import DataError
+from ambient_sci.logs import Log
+from ambient_sci.methods import METHODS
 from ambient_sci.network import best_precision
 from ambient_sci.prior import Prior, build_denoiser, resolve_device
+from ambient_sci.runs import State, start_run
 from ambient_sci.seeding import stream
+from ambient_sci.signals import Interrupted, Signals
+from ambient_sci.steps import Average, backward, check_step, learning_rate, own_parts, prepare_network
+from ambient_sci.validation import set_scans_aside, validation_count
 
 __all__ = ["train"]
 
 LOG_EVERY = 512  # images
-# what may differ between a run and its continuation
-# (the store is compared by its fingerprint, so that it may be moved)
-CONTINUABLE = {"images", "checkpoint", "out", "device", "precision", "store"}
 
 
 def train(config: TrainConfig, network: nn.Module | None = None, progress: bool = True) -> Prior:
     """Learn a prior from a store of measurements.
+
+    SIGTERM writes a checkpoint after the step that is under way and ends the process with exit status 143; Ctrl-C does
+    the same with ``KeyboardInterrupt``. (Only the main thread gets signals.) The same call resumes.
 
     Parameters
     ----------
@@ -56,84 +56,91 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
     ConfigError
         If the run in ``config.out`` was started with other options.
     DataError
-        If measurements are not finite, the loss is not, or images are of several shapes, of which a prior has one.
+        If measurements are not finite, images are of several shapes, of which a prior has one, or the training
+        diverges; the last checkpoint stays.
     """
-    device = resolve_device(config.device)
+    device = join(resolve_device(config.device))
     store = open_store(config.store)
     run = config.out
     image_shape = store.image_shape  # one for all scans, or refused before there is a run
     config = _resolve(config, store, device)
-    started = _start_run(run, config)
+    training, validation = set_scans_aside(store, config.validation_scans or 0)
+    parts = own_parts(config)
+    started = start_run(run, config)
 
-    learner = METHODS[config.method](config, store, progress)
+    learner = METHODS[config.method](config, training, progress and main())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         denoiser = build_denoiser(config, image_shape, store.is_complex, network).to(device)
-    average = copy.deepcopy(denoiser).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        denoiser.parameters(), config.learning_rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True
-    )
+    equalise(denoiser.state_dict().values())  # a module that was passed may have been made without a seed
+    averaged = copy.deepcopy(denoiser).eval().requires_grad_(False)
+    prepare_network(denoiser, config)
+    weights = list(denoiser.parameters())
+    average = Average(averaged, denoiser, config.ema)
+    optimizer = torch.optim.AdamW(weights, config.learning_rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
     trained_on = {
         "store": str(config.store),
         "fingerprint": store.fingerprint,
         "operator": store.kind,
-        "scans": len(store),
-        "noise_std": max(float(store.read(group.scans[:64]).noise_std.max()) for group in store.groups),
+        "scans": len(training),
+        "noise_std": max(float(store.read(group.scans[:64]).noise_std.max()) for group in training.groups),
     }
-    prior = Prior(average, image_shape, store.is_complex, config, trained_on, 0)
-    seen, seconds = _resume(run, store, denoiser, average, optimizer, learner) if started else (0, 0.0)
-    began = time.process_time() - seconds
+    prior = Prior(averaged, image_shape, store.is_complex, config, trained_on, 0)
+    state = State(denoiser, prior, optimizer, learner)
+    if started:
+        state.resume(run, store)
 
-    losses: list[Tensor] = []
-    bar = tqdm(
-        total=config.images, initial=seen, unit="image", desc=f"training ({config.method})", disable=not progress
-    )
-    while seen < config.images:
-        learner.prepare(seen, prior)
-        rate = learning_rate(config, seen)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = learner.loss(denoiser, seen, stream(config.seed, 0, seen)).mean()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(denoiser.parameters(), config.clip)
-        if not bool(torch.isfinite(norm)):
-            raise DataError(
-                f"the loss became {float(loss.detach())} after {seen} images; the last checkpoint is in {run}. "
-                f"Try a learning rate below {config.learning_rate}"
-            )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        before, seen = seen, seen + config.batch
-        _average(average, denoiser, config, seen)
-        bar.update(config.batch)
-        if before // config.checkpoint != seen // config.checkpoint or seen >= config.images:
-            prior = Prior(average, image_shape, store.is_complex, config, trained_on, seen)
-            _save(run, prior, denoiser, optimizer, learner, seen, time.process_time() - began)
-        losses.append(loss.detach())
-        if before // LOG_EVERY != seen // LOG_EVERY or before == 0 or seen >= config.images:
-            mean = float(torch.stack(losses).mean())
-            bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
-            record = {"images": seen, "loss": mean, "gradient": float(norm), "rate": rate}
-            _log(run, record | {"seconds": round(time.process_time() - began, 3)})
-            losses = []
-    bar.close()
-    return Prior(average, image_shape, store.is_complex, config, trained_on, seen)
+    log = Log(config, training, validation, state.seen, progress)
+    with Signals(), log:
+        try:
+            while state.seen < config.images:
+                learner.prepare(state.seen, state.prior)
+                rate = learning_rate(config, state.seen)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                batch = learner.draw(stream(config.seed, 0, state.seen))
+                losses = backward(denoiser, learner, batch, parts, device)
+                norm = float(whole(nn.utils.clip_grad_norm_(weights, config.clip)))
+                check_step(losses, norm, batch, state, config)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                before, state.seen = state.seen, state.seen + config.batch
+                average.update(config.batch, state.seen, last=state.seen >= config.images)
+                state.losses.append(losses.mean())
+                log.advance(config.batch)
+
+                due = partial(_passed, before, state.seen, config.images)
+                look = config.preview != 0 and due(config.preview or config.checkpoint)
+                if due(LOG_EVERY) or look or before == 0:
+                    mean = float(torch.stack(state.losses).mean())
+                    state.losses = []
+                    record = {"images": state.seen, "loss": mean, "gradient": norm, "rate": rate}
+                    log.write(record | {"seconds": round(state.seconds, 3)}, state.prior if look else None)
+                if due(config.checkpoint):
+                    state.save(run)
+                obey_signals()
+        except Interrupted as stop:
+            if state.seen > state.saved:
+                state.save(run)
+            wait()  # or the launcher, seeing one process end, may kill the one that writes
+            raise stop.obeyed() from None
+    return state.prior
 
 
-def learning_rate(config: TrainConfig, seen: int) -> float:
-    """Linear warm-up, then half a cosine down to a twentieth of the peak."""
-    rise = min(1.0, (seen + config.batch) / max(config.warmup, 1))
-    fall = 0.5 * (1 + math.cos(math.pi * min(1.0, seen / config.images)))
-    return config.learning_rate * rise * (0.05 + 0.95 * fall)
+def _passed(before: int, seen: int, end: int, every: int) -> bool:
+    """Whether the last step reached a multiple of ``every`` images, or the end."""
+    return before // every != seen // every or seen >= end
 
 
 def _resolve(config: TrainConfig, store: Store, device: torch.device) -> TrainConfig:
     """Fill in what the configuration leaves to the machine and to the data."""
-    update: dict[str, Any] = {}
+    count = validation_count(store, config.validation_scans)
+    update: dict[str, Any] = {"validation_scans": count}
     if config.precision == "auto":
         update["precision"] = best_precision(device)
     if config.sigma_data is None:
-        some = store.read(store.groups[0].scans[:64])
+        learned_from = store.head(len(store) - count)
+        some = learned_from.read(learned_from.groups[0].scans[:64])
         image = some.operator.adjoint(some.y)
         spread = float((torch.view_as_real(image) if image.is_complex() else image).std())
         if not spread > 0:
@@ -142,90 +149,3 @@ def _resolve(config: TrainConfig, store: Store, device: torch.device) -> TrainCo
             )
         update["sigma_data"] = float(f"{spread:.4g}")
     return config.model_copy(update=update)
-
-
-def _start_run(run: Path, config: TrainConfig) -> bool:
-    """Make the run's folder, or check that it continues the same run. Returns whether there is something to resume."""
-    path = run / "config.json"
-    if path.exists():
-        old = TrainConfig.from_json(path.read_text()).model_dump()
-        changed = [k for k, v in config.model_dump().items() if k not in CONTINUABLE and str(old[k]) != str(v)]
-        if changed:
-            text = ", ".join(f"{k} (was {old[k]}, now {getattr(config, k)})" for k in changed)
-            raise ConfigError(
-                f"the run in {run} was started with other options: {text}; give another --out, or the same options"
-            )
-    elif run.exists() and any(run.iterdir()):
-        raise OutputError(f"{run} exists and is not a run; choose another folder for the run")
-    with replacing(path) as partial:
-        partial.write_text(config.model_dump_json(indent=2) + "\n")
-    return (run / "checkpoint.safetensors").exists()
-
-
-def _average(average: nn.Module, denoiser: nn.Module, config: TrainConfig, seen: int) -> None:
-    """Exponential moving average of the weights, shorter at the beginning so that the first steps are forgotten."""
-    keep = 0.5 ** (config.batch / min(config.ema, max(seen / 4, 1)))
-    with torch.no_grad():
-        torch._foreach_lerp_(list(average.parameters()), list(denoiser.parameters()), 1 - keep)
-        for old, new in zip(average.buffers(), denoiser.buffers(), strict=True):
-            old.copy_(new)
-
-
-def _save(
-    run: Path,
-    prior: Prior,
-    denoiser: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    learner: Learner,
-    seen: int,
-    seconds: float,
-) -> None:
-    parts = {"net": denoiser.state_dict(), "ema": prior.denoiser.state_dict(), "learner": learner.state()}
-    tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
-    for number, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
-    header = {"seen": seen, "seconds": seconds, "store": prior.trained_on["fingerprint"]}
-    save_tensors(run / "checkpoint.safetensors", tensors, header)
-    prior.save(run / "prior.safetensors")
-
-
-def _resume(
-    run: Path, store: Store, denoiser: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, learner: Learner
-) -> tuple[int, float]:
-    """Take up a checkpoint; returns images seen and processor seconds spent until then."""
-    tensors, header = load_tensors(run / "checkpoint.safetensors")
-    if header.get("store") != store.fingerprint:
-        raise ConfigError(f"the run in {run} was started on another store than {store.path}: give another --out")
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-    try:
-        denoiser.load_state_dict(part("net."))
-        average.load_state_dict(part("ema."))
-        learner.load(part("learner."))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in part("optimizer.").items():
-            number, field = name.split(".")
-            state.setdefault(int(number), {})[field] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        seen, seconds = int(header["seen"]), float(header["seconds"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        text = str(error).splitlines()[0]
-        raise CheckpointError(f"the checkpoint in {run} does not fit the network of its options: {text}") from error
-    _trim_log(run, seen)
-    return seen, seconds
-
-
-def _trim_log(run: Path, seen: int) -> None:
-    """Forget what was logged after the checkpoint: it is about to happen again."""
-    with contextlib.suppress(OSError, ValueError):
-        lines = (run / "log.jsonl").read_text().splitlines(keepends=True)
-        with replacing(run / "log.jsonl") as partial:
-            partial.write_text("".join(line for line in lines if json.loads(line)["images"] <= seen))
-
-
-def _log(run: Path, record: dict[str, Any]) -> None:
-    """Append a record to ``log.jsonl``; a log that cannot be written is not worth stopping for."""
-    with contextlib.suppress(OSError), (run / "log.jsonl").open("a") as file:
-        file.write(json.dumps(record) + "\n")

@@ -230,8 +230,9 @@ def _training(path: Path, batch: int, rounds: int) -> tuple[float, dict[str, flo
     from ambient_sci.config import TrainConfig
     from ambient_sci.datasets import batches, open_store
     from ambient_sci.demo.run import FULL
+    from ambient_sci.measurement import randn_like
     from ambient_sci.network import best_precision
-    from ambient_sci.objectives import ambient_loss, denoising_loss
+    from ambient_sci.objectives import ambient_loss, corruption, denoising_loss
     from ambient_sci.prior import build_denoiser
     from ambient_sci.schedule import training_levels
 
@@ -250,9 +251,9 @@ def _training(path: Path, batch: int, rounds: int) -> tuple[float, dict[str, flo
     def step(denoiser: Any, optimizer: torch.optim.Optimizer, measurement: Any) -> None:
         sigma = training_levels(batch, 0.5, generator)
         if measurement is None:
-            loss = denoising_loss(denoiser, images, sigma, 0.5, generator)
+            loss = denoising_loss(denoiser, images, sigma, 0.5, randn_like(images, generator))
         else:
-            loss = ambient_loss(denoiser, measurement, sigma, 0.3, generator)
+            loss = ambient_loss(denoiser, measurement, sigma, *corruption(measurement, 0.3, generator))
         loss.mean().backward()
         torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
         optimizer.step()

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -121,6 +121,10 @@ def validate(path: str | Path) -> list[str]:
         container.close()
 
 
+def _reopen_head(path: Path, count: int) -> "Store":
+    return open_store(path).head(count)
+
+
 def _container(path: str | Path) -> Container:
     path = Path(path)
     if not path.exists():
@@ -155,6 +159,7 @@ class Store:
     def __init__(self, container: Container) -> None:
         self.path = container.path
         self._container = container
+        self._whole = True
         schema.check(container)
         self.attrs = schema.check_attributes(self.path, container.attributes())
         self.kind: str = self.attrs["operator"]
@@ -206,7 +211,7 @@ class Store:
         return f"Store({str(self.path)!r}: {len(self)} scans, {self.kind}, images {shapes})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_store, (self.path,)
+        return (open_store, (self.path,)) if self._whole else (_reopen_head, (self.path, len(self)))
 
     def __enter__(self) -> Self:
         return self
@@ -248,7 +253,7 @@ class Store:
     @property
     def nbytes(self) -> int:
         """Size of everything that `read` returns for all scans, in memory."""
-        return sum(size.nbytes * size.length for size in self._sizes)
+        return sum(group.nbytes * len(group.scans) for group in self.groups)
 
     @property
     def has_references(self) -> bool:
@@ -299,6 +304,25 @@ class Store:
         if not raw:
             y, noise = _divided(y, scale), _divided(noise, scale)
         return Measurement(y, operator, noise, torch.from_numpy(scans), scale)
+
+    def head(self, count: int) -> "Store":
+        """View of the first scans, which have the same numbers in it; the rest of the store is out of its reach.
+
+        Parameters
+        ----------
+        count
+            How many, at least one.
+        """
+        if not 0 < count <= len(self):
+            raise DataError(f"count must be 1 to {len(self)}, the scans in {self.path}, got {count}")
+        view = object.__new__(Store)
+        vars(view).update(vars(self))
+        view._length, view._whole = count, False
+        view._size_of, view._row_of, view.scale = self._size_of[:count], self._row_of[:count], self.scale[:count]
+        view.coords = {name: values[:count] for name, values in self.coords.items()}
+        groups = [replace(group, scans=group.scans[group.scans < count]) for group in self.groups]
+        view.groups = [group for group in groups if len(group.scans)]
+        return view
 
     def by_size(self, indices: Indices) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Sort scans by size.

@@ -140,11 +140,11 @@ def test_public_names_are_loaded_on_first_use() -> None:
 LINES = [
     "errors, registry",
     "operators",
-    "measurement, seeding",
+    "measurement, seeding, signals, distributed",
     "network, denoise, schedule, sample, posterior, objectives, prior, checkpoint, config, baselines, stationary, "
     "evaluate.metrics, plot, report",
     "datasets",
-    "methods, training, reconstruction, evaluate.compare, check",
+    "methods, validation, runs, steps, logs, training, reconstruction, evaluate.compare, check",
     "demo",
     "cli, cli_import",
 ]

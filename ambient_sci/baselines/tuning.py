@@ -22,7 +22,7 @@ from ambient_sci.errors import ConfigError, DataError
 from ambient_sci.evaluate.metrics import head_mask, nrmse
 from ambient_sci.measurement import Measurement
 
-__all__ = ["tune", "tune_held_out"]
+__all__ = ["set_rows_aside", "tune", "tune_held_out"]
 
 Value = TypeVar("Value")
 Method = Callable[[Measurement, Value], Tensor]
@@ -79,19 +79,46 @@ def tune_held_out(
     value
         The best of ``grid``.
     """
-    thinned = m.thin(fraction, torch.Generator().manual_seed(seed))
-    held_out = m.operator.rows - thinned.operator.rows
-    weight = weights(m)
-    weight = held_out if weight is None else held_out * weight
+    thinned, weight = set_rows_aside(m, fraction, seed)
     total = float((weight * m.y.abs() ** 2).sum())
-    if total == 0:
-        raise ConfigError(f"fraction {fraction} of the measured rows sets nothing aside")
 
     def score(value: Value) -> float:
         residual = m.operator(method(thinned, value)) - m.y
         return float((weight * residual.abs() ** 2).sum()) / total
 
     return _best(score, grid)
+
+
+def set_rows_aside(m: Measurement, fraction: float, seed: int) -> tuple[Measurement, Tensor]:
+    """Take some measured rows away from scans.
+
+    Parameters
+    ----------
+    m
+        Scans; their operator must know how to lose rows.
+    fraction
+        Part of the measured rows (lines, pixels) that is set aside.
+    seed
+        Which rows.
+
+    Returns
+    -------
+    rest, weight
+        The scans without these rows, and weights of the squared residuals on these rows, broadcastable to ``y``: zero
+        on all others, and one where the noise is the same for all.
+
+    Raises
+    ------
+    ConfigError
+        If nothing is set aside that was not zero.
+    """
+    rest = m.thin(fraction, torch.Generator().manual_seed(seed))
+    aside = m.operator.rows - rest.operator.rows
+    weight = weights(m)
+    weight = aside if weight is None else aside * weight
+    if not bool((weight * m.y.abs()).any()):
+        raise ConfigError(f"fraction {fraction} of the measured rows sets nothing aside")
+    return rest, weight
 
 
 def _best(score: Callable[[Value], float], grid: Sequence[Value]) -> Value:

@@ -11,8 +11,8 @@ from ambient_sci.config import TrainConfig
 from ambient_sci.datasets.loader import batches
 from ambient_sci.datasets.store import Store
 from ambient_sci.measurement import Measurement
-from ambient_sci.methods.base import turn
-from ambient_sci.objectives import ambient_loss
+from ambient_sci.methods.base import Batch, turn
+from ambient_sci.objectives import ambient_loss, corruption
 from ambient_sci.prior import Prior
 from ambient_sci.schedule import training_levels
 
@@ -24,6 +24,7 @@ class AmbientLearner:
 
     def __init__(self, config: TrainConfig, store: Store, progress: bool) -> None:
         self.config, self.store = config, store
+        self.sigma_data = float(config.sigma_data or 0)  # resolved before there is a learner
         self._batches: Iterator[Measurement] | None = None
 
     def prepare(self, seen: int, prior: Prior) -> None:
@@ -31,13 +32,17 @@ class AmbientLearner:
         if self._batches is None:
             self._batches = batches(self.store, self.config.batch, self.config.seed, start=seen)
 
-    def loss(self, denoiser: Any, seen: int, generator: torch.Generator) -> Tensor:
-        """Ambient loss of the next scans, ``(batch,)``."""
+    def draw(self, generator: torch.Generator) -> Batch:
+        """Draw the next scans, with the noise to add, its levels, and operators that lack rows."""
         assert self._batches is not None
         m = next(self._batches)
-        m = dataclasses.replace(m, y=turn(m.y, generator)).to(next(denoiser.parameters()).device)
-        sigma = training_levels(len(m), denoiser.sigma_data, generator).to(m.y.device)
-        return ambient_loss(denoiser, m, sigma, self.config.thinning, generator)
+        m = dataclasses.replace(m, y=turn(m.y, generator))
+        sigma = training_levels(len(m), self.sigma_data, generator)
+        return Batch(m.index, (m, sigma, *corruption(m, self.config.thinning, generator)))
+
+    def loss(self, denoiser: Any, batch: Batch) -> Tensor:
+        """Ambient loss of scans, ``(batch,)``."""
+        return ambient_loss(denoiser, *batch.values)
 
     def state(self) -> dict[str, Tensor]:
         """Keep nothing: batches follow from the seed and the number of images seen."""

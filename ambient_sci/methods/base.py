@@ -1,8 +1,17 @@
-"""What a method of learning is to the training loop: where batches come from, and what is minimised on them."""
+r"""What a method of learning is to the training loop: where batches come from, and what is minimised on them.
+
+A step minimises the mean over a batch of losses that depend on one scan each,
+
+.. math:: L = \frac1B \sum_{i=1}^B \ell(\theta; x_i, \xi_i),
+
+with everything random about scan :math:`i`, its noise, level and hidden rows :math:`\xi_i`, drawn for the whole batch
+before anything is computed. Its gradient can then be summed from any parts, of one process or of several.
+"""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,11 +22,43 @@ from torch import Tensor
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets.loader import batch_indices
 from ambient_sci.datasets.store import Store
+from ambient_sci.measurement import randn_like
 from ambient_sci.objectives import denoising_loss
 from ambient_sci.prior import Prior
 from ambient_sci.schedule import training_levels
 
-__all__ = ["ImageLearner", "Learner", "turn"]
+__all__ = ["Batch", "ImageLearner", "Learner", "turn"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Scans of a step, with everything that is random about them.
+
+    Parameters
+    ----------
+    index
+        Their numbers in the store, ``(batch,)``.
+    values
+        What a loss takes: tensors, operators or measurements with one entry, row or scan for each.
+    """
+
+    index: Tensor
+    values: tuple[Any, ...]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, part: slice) -> "Batch":
+        """Take some of the scans."""
+        if part.indices(len(self)) == (0, len(self), 1):
+            return self
+        return Batch(self.index[part], tuple(value[part] for value in self.values))
+
+    def to(self, device: torch.device) -> "Batch":
+        """Take from the CPU to another device."""
+        if device.type == "cpu":
+            return self
+        return Batch(self.index, tuple(value.to(device) for value in self.values))
 
 
 class Learner(Protocol):
@@ -26,8 +67,11 @@ class Learner(Protocol):
     def prepare(self, seen: int, prior: Prior) -> None:
         """Do what is due after so many images, before the next step."""
 
-    def loss(self, denoiser: Any, seen: int, generator: torch.Generator) -> Tensor:
-        """Loss of each image of the next batch, ``(batch,)``."""
+    def draw(self, generator: torch.Generator) -> Batch:
+        """Draw the next batch, on the CPU."""
+
+    def loss(self, denoiser: Any, batch: Batch) -> Tensor:
+        """Loss of each scan of a batch, or of a part of one, ``(batch,)``."""
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that a checkpoint has to hold."""
@@ -41,6 +85,7 @@ class ImageLearner(ABC):
 
     def __init__(self, config: TrainConfig, store: Store, progress: bool) -> None:
         self.config, self.store, self.progress = config, store, progress
+        self.sigma_data = float(config.sigma_data or 0)  # resolved before there is a learner
         self.images: Tensor | None = None
         self._order: Iterator[NDArray[np.int64]] | None = None
 
@@ -64,14 +109,19 @@ class ImageLearner(ABC):
         scans, config = self.scans(), self.config
         self._order = (scans[some] for some in batch_indices(len(scans), config.batch, config.seed, start=seen))
 
-    def loss(self, denoiser: Any, seen: int, generator: torch.Generator) -> Tensor:
-        """Denoising loss of the next images, ``(batch,)``."""
+    def draw(self, generator: torch.Generator) -> Batch:
+        """Draw the next images, with noise and its levels."""
         assert self.images is not None
         assert self._order is not None
-        images = turn(self.images[torch.from_numpy(next(self._order))], generator)
-        images = images.to(next(denoiser.parameters()).device)
-        sigma = training_levels(len(images), denoiser.sigma_data, generator).to(images.device)
-        return denoising_loss(denoiser, images, sigma, denoiser.sigma_data, generator)
+        index = torch.from_numpy(next(self._order))
+        images = turn(self.images[index], generator)
+        sigma = training_levels(len(images), self.sigma_data, generator)
+        return Batch(index, (images, sigma, randn_like(images, generator)))
+
+    def loss(self, denoiser: Any, batch: Batch) -> Tensor:
+        """Denoising loss of images, ``(batch,)``."""
+        images, sigma, noise = batch.values
+        return denoising_loss(denoiser, images, sigma, denoiser.sigma_data, noise)
 
     def state(self) -> dict[str, Tensor]:
         """Keep the images, which need not be made again."""

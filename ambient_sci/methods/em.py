@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ambient_sci.baselines import l1_wavelet_batch, tune_held_out
 from ambient_sci.config import EMStart, TrainConfig
 from ambient_sci.datasets.store import Store
+from ambient_sci.distributed import share_out
 from ambient_sci.errors import ConfigError
 from ambient_sci.measurement import Measurement
 from ambient_sci.methods.base import ImageLearner
@@ -63,7 +63,7 @@ class EMLearner(ImageLearner):
         super().prepare(seen, prior)
         while self.drawn < len(self.starts) and seen >= self.starts[self.drawn]:
             assert self.images is not None
-            posterior_images(prior, self.store, self.images, self.drawn, self.progress)
+            self.images = posterior_images(prior, self.store, self.images, self.drawn, self.progress)
             self.drawn += 1
             self.order(seen)
 
@@ -117,8 +117,8 @@ def starting_images(store: Store, kind: EMStart, seed: int, progress: bool) -> T
     )
 
 
-def posterior_images(prior: Prior, store: Store, images: Tensor, lap: int, progress: bool) -> None:
-    """Renew the images of a lap's scans, in place, by posterior samples under the current prior.
+def posterior_images(prior: Prior, store: Store, images: Tensor, lap: int, progress: bool) -> Tensor:
+    """Renew the images of a lap's scans by posterior samples under the current prior, ``(scan, channel, *spatial)``.
 
     Noise of a moderate level is added to the images that there are, and taken away again given the scan: a step of a
     Markov chain whose stationary law is the posterior, at a fraction of the cost of starting from noise alone.
@@ -138,16 +138,19 @@ def posterior_images(prior: Prior, store: Store, images: Tensor, lap: int, progr
         )
         return drawn[:, 0].cpu()
 
-    wanted = lap_scans(config, len(store), lap)
     label = f"lap {lap + 1} of {config.laps}: posterior samples"
-    for scans in tqdm(list(_chunks(store, wanted)), desc=label, unit="batch", disable=not progress):
-        images[torch.from_numpy(scans)] = draw(store.read(scans))
+    chunks = list(_chunks(store, lap_scans(config, len(store), lap)))
+    renewed = images.clone()  # a lap that is interrupted has not begun
+    share_out(chunks, lambda scans: draw(store.read(scans)), renewed, label if progress else None)
+    return renewed
 
 
 def _every_scan(store: Store, restore: Callable[[Measurement], Tensor], label: str, progress: bool) -> Tensor:
     chunks = list(_chunks(store, np.arange(len(store))))
-    images = torch.cat([restore(store.read(scans)) for scans in tqdm(chunks, desc=label, disable=not progress)])
-    return images[np.argsort(np.concatenate(chunks))]
+    first = store.read(chunks[0][:1])
+    images = torch.empty(len(store), *store.image_shape, dtype=first.operator.adjoint(first.y).dtype)
+    share_out(chunks, lambda scans: restore(store.read(scans)), images, label if progress else None)
+    return images
 
 
 def _chunks(store: Store, wanted: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

@@ -20,17 +20,30 @@ import torch
 from torch import Tensor
 
 from ambient_sci.measurement import Measurement, randn_like
+from ambient_sci.operators import LinearOperator
 from ambient_sci.posterior.ambient import AmbientDenoiser
 
-__all__ = ["ambient_loss"]
+__all__ = ["ambient_loss", "corruption"]
+
+
+def corruption(measurement: Measurement, thinning: float, generator: torch.Generator) -> tuple[Tensor, LinearOperator]:
+    r"""Draw what corrupts a batch of scans further: white noise :math:`e'` like ``y``, and :math:`\tilde A`.
+
+    Parameters
+    ----------
+    measurement
+        A batch of scans.
+    thinning
+        Probability with which each measured row is hidden from the network.
+    generator
+        Source of both.
+    """
+    noise = randn_like(measurement.y, generator)
+    return noise, measurement.operator.thin(thinning, generator)
 
 
 def ambient_loss(
-    denoiser: AmbientDenoiser,
-    measurement: Measurement,
-    sigma: Tensor,
-    thinning: float,
-    generator: torch.Generator,
+    denoiser: AmbientDenoiser, measurement: Measurement, sigma: Tensor, noise: Tensor, thinned: LinearOperator
 ) -> Tensor:
     """Loss per scan, ``(batch,)``.
 
@@ -42,22 +55,18 @@ def ambient_loss(
         A batch of scans, as they were measured.
     sigma
         Diffusion noise level of each scan, ``(batch,)``; raised to the measurement's own noise where it is below it.
-    thinning
-        Probability with which each measured row is hidden from the network.
-    generator
-        Source of the added noise and of the hidden rows.
+    noise, thinned
+        See `corruption`.
     """
-    y, operator, noise = measurement.y, measurement.operator, measurement.noise
+    y, operator, own = measurement.y, measurement.operator, measurement.noise
     floor = measurement.noise_std.flatten(1).amax(1) if measurement.noise_std.ndim > 1 else measurement.noise_std
     sigma = torch.maximum(sigma, floor)
     level = sigma.reshape(-1, *[1] * (y.ndim - 1))
-    rows = operator.rows
-    noisy = y + torch.sqrt((level**2 - noise**2).clamp_min(0)) * randn_like(y, generator) * rows
-    thinned = operator.thin(thinning, generator)
-    shown = thinned.rows
+    rows, shown = operator.rows, thinned.rows
+    noisy = y + torch.sqrt((level**2 - own**2).clamp_min(0)) * noise * rows
 
     restored = denoiser(noisy * shown, thinned, sigma)
-    shared = shown * noise**2 / (level**2).clamp_min(torch.finfo(level.dtype).tiny)
+    shared = shown * own**2 / (level**2).clamp_min(torch.finfo(level.dtype).tiny)
     residual = (1 - shared) * operator(restored) + shared * noisy - y
     measured = rows.expand(y.shape).flatten(1).sum(1).clamp_min(1)
     return residual.abs().square().flatten(1).sum(1) / measured / denoiser.sigma_data**2

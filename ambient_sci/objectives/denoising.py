@@ -6,18 +6,14 @@ r"""The ordinary denoising objective, on images.
 posterior samples of the measurements make it the M-step of expectation-maximisation.
 """
 
-import torch
 from torch import Tensor
 
 from ambient_sci.denoise import Denoiser, per_image
-from ambient_sci.measurement import randn_like
 
 __all__ = ["denoising_loss"]
 
 
-def denoising_loss(
-    denoiser: Denoiser, images: Tensor, sigma: Tensor, sigma_data: float, generator: torch.Generator
-) -> Tensor:
+def denoising_loss(denoiser: Denoiser, images: Tensor, sigma: Tensor, sigma_data: float, noise: Tensor) -> Tensor:
     """Loss per image, ``(batch,)``.
 
     Parameters
@@ -30,10 +26,9 @@ def denoising_loss(
         Noise level of each image, ``(batch,)``.
     sigma_data
         Standard deviation of the images per real component.
-    generator
-        Source of the noise.
+    noise
+        White noise of unit variance per real component, like ``images``.
     """
-    noisy = images + per_image(sigma, images) * randn_like(images, generator)
-    error: Tensor = denoiser(noisy, sigma) - images
+    error: Tensor = denoiser(images + per_image(sigma, images) * noise, sigma) - images
     weight = 1 / sigma**2 + 1 / sigma_data**2
     return weight * error.abs().square().flatten(1).mean(1)

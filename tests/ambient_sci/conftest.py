@@ -19,6 +19,7 @@ SMALL: dict[str, Any] = {
     "laps": 1,
     "em_steps": 3,
     "precision": "fp32",
+    "preview": 0,
 }
 
 

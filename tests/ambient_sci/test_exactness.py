@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ambient_sci.denoise import GaussianDenoiser
 from ambient_sci.measurement import Measurement, randn_like
-from ambient_sci.objectives import ambient_loss, denoising_loss
+from ambient_sci.objectives import ambient_loss, corruption, denoising_loss
 from ambient_sci.operators import Fourier, Gaussian, LinearOperator, Mask, Sense
 from ambient_sci.operators.patterns import random_lines
 from ambient_sci.posterior import MMPS
@@ -92,7 +92,7 @@ def test_ambient_objective_learns_the_posterior_mean(problem: tuple[Measurement,
     sigma = torch.full((len(measurement),), LEVEL, dtype=torch.float64)
 
     def loss(model: nn.Module) -> Tensor:
-        return ambient_loss(model, measurement, sigma, 0.5, torch.Generator().manual_seed(2))  # type: ignore[arg-type]
+        return ambient_loss(model, measurement, sigma, *corruption(measurement, 0.5, torch.Generator().manual_seed(2)))  # type: ignore[arg-type]
 
     found = minimiser(loss, len(measurement)) * shown
     assert (found - exact).norm() / exact.norm() < 0.03
@@ -145,7 +145,7 @@ def test_ambient_objective_is_stationary_at_the_posterior_mean_for_random_masks(
         m = measurement if corrected else Measurement(measurement.y, measurement.operator, 0.0)
         level = LEVEL if corrected else (LEVEL**2 - NOISE**2) ** 0.5
         sigma = torch.full((count,), level, dtype=torch.float64)
-        ambient_loss(model, m, sigma, thinning, torch.Generator().manual_seed(4)).sum().backward()  # type: ignore[arg-type]
+        ambient_loss(model, m, sigma, *corruption(m, thinning, torch.Generator().manual_seed(4))).sum().backward()  # type: ignore[arg-type]
         gradient = model.step.grad
         assert gradient is not None
         return gradient.mean(0) / (gradient.std(0) / count**0.5)
@@ -161,7 +161,8 @@ def test_noiseless_ambient_objective_is_the_papers() -> None:
     operator = Mask((torch.rand(3, *SHAPE, generator=generator) < 0.7).to(torch.float64))
     model = LinearRestoration(torch.randn(N, N, generator=generator, dtype=torch.float64))
     sigma = torch.tensor([0.2, 0.7, 2.0], dtype=torch.float64)
-    got = ambient_loss(model, Measurement(operator(x), operator, 0.0), sigma, 0.3, torch.Generator().manual_seed(6))  # type: ignore[arg-type]
+    m = Measurement(operator(x), operator, 0.0)
+    got = ambient_loss(model, m, sigma, *corruption(m, 0.3, torch.Generator().manual_seed(6)))  # type: ignore[arg-type]
 
     same = torch.Generator().manual_seed(6)
     noisy = operator(x + sigma.reshape(3, 1, 1, 1) * randn_like(x, same))
@@ -181,7 +182,7 @@ def test_denoising_objective_is_least_at_the_posterior_mean() -> None:
     weight = 1 / 0.5**2 + 1
     # at the minimum the weighted loss is the posterior variance
     posterior = torch.linalg.inv(torch.linalg.inv(covariance) + torch.eye(N, dtype=torch.float64) / 0.5**2)
-    least = denoising_loss(exact, x, sigma, 1.0, torch.Generator().manual_seed(1)).mean()
+    least = denoising_loss(exact, x, sigma, 1.0, randn_like(x, torch.Generator().manual_seed(1))).mean()
     torch.testing.assert_close(least, weight * posterior.diagonal().mean(), rtol=0.01, atol=0)
 
 

@@ -668,10 +668,11 @@ def test_an_interrupted_training_leaves_its_last_checkpoint(
     longer = ("train", store, *TRAIN, "--images", 96)
     command(*longer, "--out", "whole")
     with pytest.MonkeyPatch.context() as patch:
-        interrupted(patch, "ambient_sci.training.denoising_loss", 4)
+        interrupted(patch, "ambient_sci.methods.base.denoising_loss", 4)
         said = refused(*longer, "--out", "run", status=130)
     assert said == "interrupted; the same command resumes a training or an import"
-    assert set(os.listdir("run")) == {"config.json", "checkpoint.safetensors", "prior.safetensors", "log.jsonl"}
+    files = {"config.json", "checkpoint.safetensors", "prior.safetensors", "log.jsonl", "samples.png"}
+    assert set(os.listdir("run")) == files
     assert load_prior("run").images == 48
     command(*longer, "--out", "run")
     first, second = (load_tensors(Path(run) / "checkpoint.safetensors")[0] for run in ("whole", "run"))

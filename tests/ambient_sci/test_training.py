@@ -3,11 +3,14 @@
 import itertools
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from torch import nn
 from ambient_sci.checkpoint import load_tensors, save_tensors
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets import StoreWriter, estimate_scale, open_store, simulate
+from ambient_sci.datasets.loader import epoch_order
 from ambient_sci.errors import ConfigError, DataError, OutputError, StoreError
 from ambient_sci.measurement import Measurement
 from ambient_sci.methods.em import EMLearner, lap_scans, lap_starts
@@ -84,6 +88,7 @@ def test_a_killed_run_ends_with_the_same_weights(
 
     subprocess.run(command("whole"), check=True)
 
+    # first it is asked to stop, and leaves a checkpoint of the step that was under way; then it is killed
     kills, rng = 0, random.Random()
     while kills < 20:
         process = subprocess.Popen(command("killed"))
@@ -96,8 +101,9 @@ def test_a_killed_run_ends_with_the_same_weights(
         if process.poll() is not None or (kills and rng.random() < 0.5):
             process.wait()
             break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(signal.SIGKILL if kills else signal.SIGTERM)
+        status = process.wait()
+        assert status == (-signal.SIGKILL if kills else 143)
         kills += 1
     assert process.returncode == 0
     assert kills > 0
@@ -176,21 +182,119 @@ def test_a_folder_that_is_no_run_is_left_alone(store_path: Path, tmp_path: Path,
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_a_diverging_run_stops_with_its_checkpoint(store_path: Path, tmp_path: Path, small: dict[str, Any]) -> None:
-    class Explodes(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.gain = nn.Parameter(torch.ones(()))
-            self.calls = 0
+class Gain(nn.Module):
+    """A network of one number; at its calls from ``call`` on ``fault`` happens to what it returns."""
 
-        def forward(self, x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-            self.calls += 1
-            return self.gain * x[:, :2] * (1.0 if self.calls <= 6 else torch.nan)
+    def __init__(self, call: int = 0, fault: Callable[[torch.Tensor], torch.Tensor] = lambda y: y) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
+        self.left, self.fault = call, fault
+
+    def forward(self, x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        self.left -= 1
+        y = self.gain * x[:, :2]
+        return self.fault(y) if self.left <= 0 else y
+
+
+def scans_of_step(store: int, batch: int, step: int) -> list[int]:
+    """Numbers of the scans in a step's batch: each epoch a permutation, and these laid end to end."""
+    order: list[int] = []
+    for epoch in range(batch * (step + 1) // store + 1):
+        order += epoch_order(store, 0, epoch).tolist()
+    return order[batch * step : batch * (step + 1)]
+
+
+def spoilt(scan: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    def fault(y: torch.Tensor) -> torch.Tensor:
+        return torch.cat([y[:scan], torch.nan * y[scan : scan + 1], y[scan + 1 :]])
+
+    return fault
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (lambda y: torch.nan * y, "the loss became nan after 96 images, on scans {every}; "),
+        (spoilt(3), "the loss became nan after 96 images, on scans {third}; "),
+        (lambda y: 1e8 * y, r"the gradient's norm became [0-9.]+e\+[0-9]+ after 96 images, on scans {every}; "),
+    ],
+)
+def test_a_diverging_run_keeps_its_checkpoint_and_names_the_scans(
+    fault: Any, said: str, store_path: Path, tmp_path: Path, small: dict[str, Any]
+) -> None:
+    config = TrainConfig(store=store_path, out=tmp_path / "run", method="ambient", **small)
+    with pytest.raises(DataError) as error:
+        train(config, network=Gain(7, fault), progress=False)
+    scans = scans_of_step(40, 16, 6)
+    said = said.format(every=", ".join(map(str, scans)), third=scans[3])
+    assert re.match(said + "the checkpoint of 96 images is kept in ", str(error.value)), error.value
+    assert "\n" not in str(error.value)
+    assert load_prior(tmp_path / "run", network=Gain()).images == 96
+    # as it was: the run goes on from there when the fault is gone
+    train(config, network=Gain(), progress=False)
+    train(config.model_copy(update={"out": tmp_path / "whole"}), network=Gain(), progress=False)
+    assert_same_bits(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_run_that_diverges_at_once_says_that_nothing_is_kept(
+    store_path: Path, tmp_path: Path, small: dict[str, Any]
+) -> None:
+    config = TrainConfig(store=store_path, out=tmp_path / "run", method="ambient", **small)
+    with pytest.raises(DataError, match=r"became nan after 0 images, on scans .*; nothing is kept\. Try"):
+        train(config, network=Gain(1, lambda y: torch.nan * y), progress=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_leave_a_checkpoint(
+    number: signal.Signals, store_path: Path, tmp_path: Path, small: dict[str, Any]
+) -> None:
+    def struck(y: torch.Tensor) -> torch.Tensor:
+        if not [*tmp_path.glob("run/checkpoint.*")]:  # once, before the first checkpoint would be due
+            signal.raise_signal(number)
+        return y
+
+    config = TrainConfig(store=store_path, out=tmp_path / "run", method="ambient", **{**small, "checkpoint": 100})
+    handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(SystemExit if number == signal.SIGTERM else KeyboardInterrupt) as end:
+        train(config, network=Gain(3, struck), progress=False)
+    if number == signal.SIGTERM:
+        assert end.value.code == 143
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert load_prior(tmp_path / "run", network=Gain()).images == 48  # the step was finished
+    for run in ("run", "whole"):
+        train(config.model_copy(update={"out": tmp_path / run}), network=Gain(), progress=False)
+    assert_same_bits(tmp_path / "run", tmp_path / "whole")
+    logs = [(tmp_path / run / "log.jsonl").read_text().splitlines() for run in ("run", "whole")]
+    first, second = ([{**json.loads(line), "seconds": 0} for line in log] for log in logs)
+    assert first == second
+
+
+def test_a_second_key_press_does_not_wait(store_path: Path, tmp_path: Path, small: dict[str, Any]) -> None:
+    def struck(y: torch.Tensor) -> torch.Tensor:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("it waited")
 
     config = TrainConfig(store=store_path, out=tmp_path / "run", method="ambient", **small)
-    with pytest.raises(DataError, match=r"became nan after 96 images"):
-        train(config, network=Explodes(), progress=False)
-    assert load_prior(tmp_path / "run", network=Explodes()).images == 96
+    with pytest.raises(KeyboardInterrupt):
+        train(config, network=Gain(5, struck), progress=False)
+    assert load_prior(tmp_path / "run", network=Gain()).images == 48
+
+
+def test_signals_outside_the_main_thread_and_ignored_ones_are_left_alone(
+    store_path: Path, tmp_path: Path, small: dict[str, Any]
+) -> None:
+    config = TrainConfig(store=store_path, out=tmp_path / "run", method="ambient", **{**small, "images": 32})
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(train, config, Gain(), False).result().images == 32
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background
+    try:
+        longer = config.model_copy(update={"images": 64})
+        prior = train(longer, Gain(1, lambda y: (signal.raise_signal(signal.SIGINT), y)[1]), progress=False)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert prior.images == 64
 
 
 def test_training_learns_to_denoise(store_path: Path, tmp_path: Path, small: dict[str, Any]) -> None:

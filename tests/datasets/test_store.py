@@ -162,6 +162,35 @@ def test_a_store_travels_to_another_process(tmp_path, container, images):
     assert again.fingerprint == store.fingerprint
 
 
+def test_the_head_of_a_store(tmp_path, container, images):
+    store = simulate(images, tmp_path / f"a.{container}", calibration=2, coils=3, subject=list("aabbcc"))
+    head = store.head(4)
+    assert len(head) == len(head.scale) == len(head.groups[0].scans) == 4
+    assert head.coords["subject"].tolist() == list("aabb")
+    assert head.fingerprint == store.fingerprint
+    assert head.nbytes * 6 == store.nbytes * 4
+    same_measurement(head.read(slice(None)), store.read(slice(0, 4)))
+    assert torch.equal(head.references(slice(None)), store.references(slice(0, 4)))
+    with pytest.raises(DataError, match=r"there is no scan 4 in .*: it holds 4"):
+        head.read(4)
+    assert len(pickle.loads(pickle.dumps(head))) == 4
+    assert len(store) == 6  # as it was
+    for count in (0, 7):
+        with pytest.raises(DataError, match=rf"count must be 1 to 6, the scans in .*, got {count}"):
+            store.head(count)
+
+
+def test_the_head_of_a_store_of_several_sizes(tmp_path, container, images):
+    with StoreWriter(tmp_path / f"a.{container}", {"source": "a test"}) as writer:
+        for number, coils in enumerate((3, 2, 3, 4)):
+            part = simulate(images[:3], tmp_path / f"{number}.zarr", calibration=2, coils=coils, seed=number)
+            writer.append(part.read(slice(None), raw=True))
+    store = open_store(tmp_path / f"a.{container}")
+    assert [len(group.scans) for group in store.head(8).groups] == [5, 3]
+    assert np.concatenate([group.scans for group in store.head(8).groups]).tolist() == [0, 1, 2, 6, 7, 3, 4, 5]
+    assert len(store.head(8).read([7, 6]).y) == 2
+
+
 def test_describe(tmp_path, container, images):
     store = simulate(images, tmp_path / f"a.{container}", calibration=2, coils=3, subject=[0, 0, 1, 1, 2, 2])
     text = str(describe(store))
