@@ -231,16 +231,25 @@ def check(
         raise typer.Exit(1)
 
 
-def _train(store: Path, out: Path, config: Path | None, quiet: bool, **options: Any) -> None:
+def _train(store: Path, out: Path, config: Path | None, no_check: bool, quiet: bool, **options: Any) -> None:
     from ambient_sci.distributed import main as main_process
     from ambient_sci.training import train as run_training
 
     given = {name: value for name, value in options.items() if value is not None and value != []}
-    prior = run_training(
-        TrainConfig(**{**_read_config(config), **given, "store": store, "out": out}), progress=not quiet
-    )
+    wanted = TrainConfig(**{**_read_config(config), **given, "store": store, "out": out})
+    if main_process() and not (no_check or wanted.method == "oracle" or out.exists()):
+        _warn_of(store)
+    prior = run_training(wanted, progress=not quiet)
     if main_process():
         print(f"wrote {out}: {prior.images} images seen")
+
+
+def _warn_of(store: Path) -> None:
+    """Say so before a training from measurements that cannot be learned from."""
+    from ambient_sci.check import reason_to_refuse
+
+    if reason := reason_to_refuse(store):
+        print(f"warning: {reason}; `ambient-sci check {store}` explains", file=sys.stderr)
 
 
 def _read_config(path: Path | None) -> dict[str, Any]:
@@ -286,6 +295,8 @@ def _train_signature() -> inspect.Signature:
         annotation = list[int] if several else Optional[kind]  # noqa: UP045
         default: Any = [] if several else None
         parameters.append(inspect.Parameter(name, keyword, default=default, annotation=Annotated[annotation, option]))
+    no_check = typer.Option("--no-check", help="do not look first whether the store can be learned from")
+    parameters.append(inspect.Parameter("no_check", keyword, default=False, annotation=Annotated[bool, no_check]))
     parameters.append(inspect.Parameter("quiet", keyword, default=False, annotation=Quiet))
     return inspect.Signature(parameters)
 

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ambient_sci.datasets.containers import FAULTS, Array, ArrayInfo, Container, brief, fill_value
 from ambient_sci.datasets.guards import check_hdf5
+from ambient_sci.datasets.hdf5_chunks import ChunkReader, WrongSizeError
 from ambient_sci.errors import StoreError
 
 __all__ = ["HDF5Container"]
@@ -83,6 +85,7 @@ class HDF5Container(Container):
         self.path = path
         self._dims: dict[str, tuple[str, ...]] = {}
         self._checked: set[str] = set()
+        self._chunks: dict[str, ChunkReader | None] = {}
         self._output: _CarefulFile | None = None
         if mode == "w":
             self._output = _CarefulFile(path, "w+")
@@ -157,10 +160,32 @@ class HDF5Container(Container):
 
     def _read(self, name: str, rows: slice) -> Array:
         array = self._array(name)
-        return np.asarray(array.asstr()[rows] if array.dtype.kind == "O" else array[rows])
+        if self._reader(name) is None or not len(array):
+            return np.asarray(array.asstr()[rows] if array.dtype.kind == "O" else array[rows])
+        every = np.arange(len(array))[rows]
+        values = np.empty((len(every), *array.shape[1:]), array.dtype)
+        self._fill(name, every, values, np.arange(len(every)))
+        return values
 
     def _stored(self, name: str) -> int:
         return int(self._array(name).id.get_storage_size())
+
+    def _fill(self, name: str, rows: NDArray[np.int64], out: Array, places: NDArray[np.int64]) -> None:
+        if chunks := self._reader(name):
+            try:
+                chunks.read(rows, out, places)
+                return
+            except WrongSizeError:
+                raise
+            except FAULTS:  # HDF5 knows what else it can be, and says what is wrong
+                pass
+        super()._fill(name, rows, out, places)
+
+    def _reader(self, name: str) -> ChunkReader | None:
+        if name not in self._chunks:
+            array = self._array(name)
+            self._chunks[name] = ChunkReader(array) if ChunkReader.fits(array) else None
+        return self._chunks[name]
 
     def _span(self, array: Any, first: int, out: Array) -> None:
         import h5py
@@ -241,6 +266,7 @@ class HDF5Container(Container):
         return group[dim]
 
     def close(self) -> None:  # noqa: D102
+        self._chunks.clear()
         self._file.close()
         if self._output is not None:
             self._output.close()

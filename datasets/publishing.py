@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ambient_sci.datasets import schema
 from ambient_sci.datasets.containers import container_type
+from ambient_sci.datasets.durable import sync
 from ambient_sci.errors import AmbientError, NotFoundError, OutputError, output_error
 
 try:
@@ -120,10 +121,16 @@ class Output:
             remove(old)
 
     def publish(self, partial: Path) -> None:
-        """Give what is finished its name; a folder that is there steps aside first, and back if that fails."""
+        """Give what is finished its name; a folder that is there steps aside first, and back if that fails.
+
+        A file is written out to the disk before, a folder has to be already.
+        """
         self.check()
+        if partial.is_file():
+            sync(partial)
         if not self.path.is_dir():
             os.replace(partial, self.path)
+            sync(self.path.parent)
             return
         old = self.neighbour(f"replaced-{os.getpid()}")
         remove(old)
@@ -133,6 +140,7 @@ class Output:
         except OSError:
             os.rename(old, self.path)
             raise
+        sync(self.path.parent)
         remove(old)
 
     @contextmanager

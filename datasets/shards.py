@@ -9,6 +9,7 @@ whether it is that.
 """
 
 import json
+import math
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -44,6 +45,7 @@ class ShardReader:
         self.dtype = np.dtype(array.dtype)
         self.fill_value = array.fill_value
         self.chunk, self.shard = array.chunks[0], array.shards[0]
+        self.nbytes = math.prod(array.chunks) * self.dtype.itemsize
         self._index = lru_cache(_INDEXES)(self._read_index)
 
     @staticmethod
@@ -81,7 +83,7 @@ class ShardReader:
         Raises
         ------
         OSError, ValueError, RuntimeError
-            If a file ends early, a sum is wrong, or bytes cannot be decompressed.
+            If a file ends early, a sum is wrong, or bytes cannot be decompressed to the size of a chunk.
         """
         shards, starts = np.unique(rows // self.shard, return_index=True)
         for number, some, where in zip(
@@ -114,8 +116,10 @@ class ShardReader:
                     continue
                 file.seek(position)
                 packed = _checked(file.read(length), length - _SUM)
+                if int.from_bytes(packed[4:8], "little") != self.nbytes:  # Blosc's own word; it would not mind
+                    raise ValueError("it is not of its size")
                 if self.chunk == 1:
-                    blosc.decompress(packed, out[places[start]])
+                    blosc.decompress(packed, out[places[start] : places[start] + 1])
                     continue
                 whole = np.frombuffer(blosc.decompress(packed), self.dtype).reshape(self.chunk, *self.row)
                 out[places[start:end]] = whole[rows[start:end] - chunk * self.chunk]

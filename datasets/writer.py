@@ -16,7 +16,6 @@ write to the same path is refused (`ambient_sci.datasets.publishing`).
 """
 
 import json
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -397,9 +396,7 @@ class StoreWriter:
         container, self._container = self._opened(), None
         with self._output.faults():
             container.close()
-            if self._append and not self._in_place:
-                os.replace(self._partial, self.path)
-            elif not self._in_place:
+            if not self._in_place:
                 self._output.publish(self._partial)
 
 

@@ -4,26 +4,32 @@ A shard (one file) holds a block of scans, and each chunk in it is compressed by
 metadata of all arrays stand once more in the root's ``zarr.json``, which is the only file that a reader looks at before
 it reads values, xarray's included. Appending writes values first, into files that take their names when they are whole,
 and this one file last: what stands beyond the lengths that it names does not exist. A writer that was killed leaves no
-more than that, which the next one cuts off.
+more than that, which the next one cuts off. So does a power cut: a file that was committed is replaced by one that is on
+the disk already, and all others are before the commit is.
 
 A shard that is not full is written again, with the chunks that it had at the places that they had, so that a reader who
 found a place in the old file finds the same bytes there in the new one. Only a chunk that grew meanwhile can be caught
 between the two; its CRC32C then does not fit, and it is read again.
 """
 
+import asyncio
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from zarr.core.buffer import Buffer
+from zarr.storage import LocalStore
 
 from ambient_sci.datasets.containers import FAULTS, Array, ArrayInfo, Container, brief, fill_value
+from ambient_sci.datasets.durable import replace, sync
 from ambient_sci.datasets.guards import check_zarr
 from ambient_sci.datasets.shards import ShardReader
 from ambient_sci.errors import StoreError
@@ -31,7 +37,39 @@ from ambient_sci.errors import StoreError
 __all__ = ["ZarrContainer"]
 
 _TRIES = 3
+_SYNCED = 8  # files that are written out at once
 _OWN_GROUP = re.compile(r"size_\d+")  # what a killed writer may have left
+
+
+class _Folder(LocalStore):
+    """A folder whose files are on the disk once `sync` returns; those of the `sync` before stay whole until then."""
+
+    def __init__(self, root: Path, *, read_only: bool = False) -> None:
+        super().__init__(root, read_only=read_only)
+        self.new: set[Path] = set()  # files that there were not at the last `sync`
+        self.changed: set[Path] = set()  # folders of files that were written since
+
+    async def set(self, key: str, value: Buffer) -> None:
+        path = self.root / key
+        self.changed.add(path.parent)
+        if path in self.new or not path.exists():
+            self.new.add(path)
+            await super().set(key, value)
+        else:
+            await asyncio.to_thread(replace, path, value.as_numpy_array())
+
+    def take_in(self, folder: Path) -> None:
+        """Count what somebody else has put there as new."""
+        for place, _, files in os.walk(folder):
+            self.changed.add(Path(place))
+            self.new |= {Path(place, name) for name in files}
+
+    def sync(self) -> None:
+        above = {folder for place in self.changed for folder in (place, *place.parents)}
+        with ThreadPoolExecutor(_SYNCED) as threads:  # several at once cost little more than one
+            for paths in (self.new, {folder for folder in above if folder.is_relative_to(self.root.parent)}):
+                list(threads.map(sync, filter(Path.exists, paths)))
+        self.new, self.changed = set(), set()
 
 
 class ZarrContainer(Container):
@@ -52,7 +90,8 @@ class ZarrContainer(Container):
             check_zarr(path)
         try:
             if mode == "w":
-                self._group = zarr.open_group(str(path), mode="w", zarr_format=3)
+                self._folder = _Folder(path)
+                self._group = zarr.open_group(self._folder, mode="w", zarr_format=3)
             else:
                 self._group = zarr.open_group(str(path), mode="r", zarr_format=3)
             self._nodes = self._members()
@@ -85,7 +124,8 @@ class ZarrContainer(Container):
         import zarr
 
         lengths = {name: self.info(name).shape[0] for name, array in self._nodes.items() if array}
-        self._group = zarr.open_group(str(self.path), mode="r+", zarr_format=3, use_consolidated=False)
+        self._folder = _Folder(self.path)
+        self._group = zarr.open_group(self._folder, mode="r+", zarr_format=3, use_consolidated=False)
         self._arrays.clear()
         for name, length in lengths.items():
             array = self._array(name)
@@ -200,6 +240,7 @@ class ZarrContainer(Container):
         for name in names:
             shutil.copytree(self.path / name, self.path / group / name, copy_function=_link)
             self._left.append(self.path / name)
+        self._folder.take_in(self.path / group)
         kept = {name: array for name, array in self._nodes.items() if name.split("/")[0] not in names}
         moved = {f"{group}/{name}": array for name, array in self._nodes.items() if name not in kept}
         self._nodes = kept | {group: False} | moved
@@ -211,12 +252,15 @@ class ZarrContainer(Container):
             if not self._nodes[name]:
                 own = json.loads(self._file(name).read_text())["attributes"] if name not in attributes else {}
                 node = _group_node(attributes.get(name, own))
+                self._folder.changed.add(self.path / name)
                 _replace(self._file(name), node)
                 node["consolidated_metadata"] = _together({})
             else:
                 node = json.loads(self._file(name).read_text())
             together[name] = node
+        self._folder.sync()
         _replace(self.path / "zarr.json", _group_node(attributes[""]) | {"consolidated_metadata": _together(together)})
+        sync(self.path)
         self._outdated += self._left
         self._left = []
 
@@ -250,13 +294,7 @@ def _together(nodes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _replace(path: Path, node: Mapping[str, Any]) -> None:
-    """Write a file anew; whoever opens it finds the old one or the new one, also after the power failed."""
-    partial = path.with_name(".zarr.json.partial")
-    with partial.open("w") as file:
-        json.dump(node, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    replace(path, json.dumps(node, indent=2).encode())
 
 
 def _link(source: str, target: str) -> None:

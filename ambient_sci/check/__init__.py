@@ -21,6 +21,6 @@ lines of masks such pairs are counted too.
 
 from ambient_sci.check.group_report import GroupReport
 from ambient_sci.check.report import CheckReport
-from ambient_sci.check.run import check
+from ambient_sci.check.run import check, reason_to_refuse
 
-__all__ = ["CheckReport", "GroupReport", "check"]
+__all__ = ["CheckReport", "GroupReport", "check", "reason_to_refuse"]

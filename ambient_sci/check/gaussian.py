@@ -187,7 +187,11 @@ def uncertainty(m: Measurement, power: Tensor, where: Tensor, basis: Basis, gene
 
 
 def fit_power(
-    parts: Sequence[Measurement], basis: Basis, generator: torch.Generator, tick: Callable[[], object]
+    parts: Sequence[Measurement],
+    basis: Basis,
+    generator: torch.Generator,
+    tick: Callable[[], object],
+    steps: int = STEPS,
 ) -> Tensor:
     """Power of each coefficient per real component, like ``shape`` without the channels.
 
@@ -200,14 +204,16 @@ def fit_power(
     generator
         Source of the probes.
     tick
-        Called after each batch of each of the `STEPS` iterations.
+        Called after each batch of each iteration.
+    steps
+        Most iterations.
     """
     bands = basis.bands()
     flat = bands.flatten()
     count = torch.bincount(flat)
     power = torch.full(bands.shape, _level(parts, basis))
-    for step in range(STEPS):
-        iterations = COARSE if step < STEPS // 2 else FINE
+    for step in range(steps):
+        iterations = COARSE if step < steps // 2 else FINE
         score, fisher, share = torch.zeros(3, len(count))
         for m in parts:
             G = information(m, basis)

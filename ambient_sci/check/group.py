@@ -35,11 +35,13 @@ ROWS = 512  # rows that are compared
 CLEAR = 9.0  # signal-to-noise ratio of coefficients that scans are compared by
 STEPS = 40  # of the Lanczos method
 PROBES = 6
+QUICK_SOLVED, QUICK_STEPS, QUICK_PROBES = 4, 6, 3  # for a verdict within two seconds at 64 x 64 with 8 coils
 
 
 def spread(numbers: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """At most so many of them, evenly spread."""
-    return numbers if len(numbers) <= most else numbers[np.linspace(0, len(numbers) - 1, most).round().astype(int)]
+    """At most so many of them, at random: at even distances they could all have the pattern that recurs at such."""
+    chosen = np.random.default_rng(len(numbers)).permutation(len(numbers))[:most]
+    return numbers[np.sort(chosen)]
 
 
 class Group:
@@ -63,13 +65,18 @@ class Group:
         self.generator = stream(seed, 0xC4EC)
         self.sample = spread(group.scans, min(scans, max(64, READ // max(group.nbytes, 1))))
         self._scan_rows()
+
+    def _estimate(self, quick: bool) -> None:
+        """Fit the power spectrum to linear estimates of some scans."""
+        group = self.group
+        steps, self.probes = (QUICK_STEPS, QUICK_PROBES) if quick else (gaussian.STEPS, PROBES)
         per_scan = group.nbytes + 64 * math.prod(group.image_shape)
         count = int(np.clip(SOLVED_VALUES // math.prod(group.measurement_shape), 8, SOLVED))
-        count = int(np.clip(SOLVED_BYTES // per_scan, 2, count))
-        self.parts = list(self._read(store, spread(self.sample, count), "", most=-(-count // 2)))
-        work = len(self.parts) * (gaussian.STEPS + 1) + 2 * PROBES
-        self.bar = tqdm(total=work, desc="linear estimates", unit="batch", delay=2, disable=not progress)
-        self.power = gaussian.fit_power(self.parts, self.basis, self.generator, self.bar.update)
+        count = int(np.clip(SOLVED_BYTES // per_scan, 2, QUICK_SOLVED if quick else count))
+        self.parts = list(self._read(self.store, spread(self.sample, count), "", most=-(-count // 2)))
+        work = len(self.parts) * (steps + 1) + 2 * self.probes
+        self.bar = tqdm(total=work, desc="linear estimates", unit="batch", delay=2, disable=not self.progress)
+        self.power = gaussian.fit_power(self.parts, self.basis, self.generator, self.bar.update, steps)
         self.noise = float(
             torch.cat([gaussian.noise_of(m).square().flatten(1).mean(1) for m in self.parts]).mean().sqrt()
         )
@@ -106,8 +113,17 @@ class Group:
         if structured and protected is not None:
             self.rows = Rows(np.concatenate(seen), tuple(rows.shape[1:]), protected)
 
-    def report(self, thinning: float) -> GroupReport:
-        """Put together what can be said of these scans, for a training that hides the fraction ``thinning`` of rows."""
+    def report(self, thinning: float, quick: bool = False) -> GroupReport:
+        """Put together what can be said of these scans.
+
+        Parameters
+        ----------
+        thinning
+            Fraction of rows that the training hides.
+        quick
+            Make few linear estimates, and rough ones, and do without the eigenvalue.
+        """
+        self._estimate(quick)
         self.share = torch.cat([self._share(m) for m in self.parts]).mean(0)
         snr = self.power / self.noise**2
         direct = snr / (1 + snr)
@@ -135,7 +151,7 @@ class Group:
         if self.rows is not None:
             apart, part = coverage.pairs_apart(self.rows, self._row_energy(), self.generator)
             together = part * total
-        eigenvalue, error, how = self._eigenvalue(thinning)
+        eigenvalue, error, how = (math.nan, math.nan, "not looked for") if quick else self._eigenvalue(thinning)
         acceleration = self._acceleration()
         return GroupReport(
             image_shape=tuple(self.group.image_shape),
@@ -211,7 +227,7 @@ class Group:
 
         def unknown(power: Tensor) -> Tensor:
             shares = []
-            for probe in self.basis.probes(PROBES, self.generator).split(1):
+            for probe in self.basis.probes(self.probes, self.generator).split(1):
                 solved = gaussian.resolve(G, power, probe, self.basis, iterations=80)
                 shares.append((solved.abs() / power).square().mean((0, 1)))
                 self.bar.update()

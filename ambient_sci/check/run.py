@@ -9,7 +9,9 @@ from ambient_sci.check.report import CheckReport, Leaks
 from ambient_sci.datasets.store import Store, open_store
 from ambient_sci.errors import ConfigError, DataError
 
-__all__ = ["check"]
+__all__ = ["check", "reason_to_refuse"]
+
+QUICK = 64  # scans
 
 
 def check(
@@ -32,8 +34,8 @@ def check(
     thinning
         Fraction of rows that training hides, as `ambient_sci.TrainConfig` has it.
     scans
-        At most so many scans of each size are looked at (and no more than 4 GiB of them), evenly spread over the store;
-        duplicates and leaks are looked for among these.
+        At most so many scans of each size are looked at (and no more than 4 GiB of them), drawn at random; duplicates
+        and leaks are looked for among these.
     seed
         Of the random probes.
     progress
@@ -87,6 +89,28 @@ def check(
     subjects = len(np.unique(store.coords["subject"])) if "subject" in store.coords else None
     duplicates = sorted(repeated) if any(told) else None
     return CheckReport(str(store.path), store.kind, reports, duplicates, subjects, leaks)
+
+
+def reason_to_refuse(store: Store | str | Path) -> str | None:
+    """Tell quickly why `check` would refuse a store; nothing if it probably would not, or if that takes longer.
+
+    The verdict is that of the size which at least half of the scans have, from 64 of these. Where rows are other
+    functionals in every scan (``nufft``, ``gaussian``, ...), so few do not tell what all scans measure together.
+
+    Parameters
+    ----------
+    store
+        The store to learn from, or its path.
+    """
+    store = store if isinstance(store, Store) else open_store(store)
+    largest = max(store.groups, key=lambda group: len(group.scans))
+    if len(largest.scans) < len(store) / 2:
+        return None
+    group = Group(store, largest, QUICK, 0, progress=False)
+    if group.rows is None and group.patterns > 1:
+        return None
+    verdict, reasons, _ = group.report(0.5, quick=True).judge()
+    return "; ".join(reasons) if verdict == "refused" else None
 
 
 def _shared_subjects(one: Store, other: Store) -> list[str] | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ambient_sci import Measurement, cli, open_store
-from ambient_sci.check import CheckReport, check, coverage, duplicates, gaussian
+from ambient_sci.check import CheckReport, check, coverage, duplicates, gaussian, reason_to_refuse
 from ambient_sci.check.coverage import Rows
 from ambient_sci.check.gaussian import Basis
 from ambient_sci.datasets import StoreWriter, simulate
@@ -266,6 +266,8 @@ def test_verdicts(name: str, verdict: str, reason: str | None, benchmark: Any, t
     assert report.verdict == verdict, report.reasons
     assert reason is None or any(reason in text for text in report.reasons)
     assert bool(report.advice) == (verdict != "good")
+    quick = reason_to_refuse(tmp_path / "scans.zarr")
+    assert str(reason) in str(quick) if verdict == "refused" else quick is None
     (group,) = report.groups
     if name == "random lines":
         mask = open_store(tmp_path / "scans.zarr").read(slice(None)).operator.parameters["mask"]
@@ -292,6 +294,8 @@ def test_coils_see_what_a_fixed_mask_leaves_out(tmp_path: Path, blobs: Callable[
     several = Sense(mask, maps.operator.parameters["maps"])
     eight = check(write(tmp_path / "eight.zarr", images, several, 0.002), progress=False)
     assert one.verdict == "refused"
+    assert "one pattern" in str(reason_to_refuse(tmp_path / "one.zarr"))
+    assert reason_to_refuse(tmp_path / "eight.zarr") is None
     assert one.groups[0].eigenvalue == 0
     assert eight.groups[0].starved_share < one.groups[0].starved_share / 3
     assert eight.groups[0].eigenvalue > 1e-3
@@ -317,6 +321,7 @@ def test_few_scans_are_refused(tmp_path: Path, blobs: Callable[..., np.ndarray])
     report = check(write(tmp_path / "few.zarr", as_images(blobs(8)), A), progress=False)
     assert report.verdict == "refused"
     assert "8 scans are too few" in report.reasons[0]
+    assert "8 scans are too few" in str(reason_to_refuse(tmp_path / "few.zarr"))
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -449,6 +454,24 @@ def test_a_sample_of_the_scans_is_enough(tmp_path: Path, blobs: Callable[..., np
     assert (report.groups[0].scans, report.groups[0].looked_at) == (90, 30)
 
 
+def test_a_sample_of_scans_whose_patterns_take_turns(tmp_path: Path, blobs: Callable[..., np.ndarray]) -> None:
+    """At even distances, 48 of 95 scans would be those of one pattern."""
+    mask = random_columns(2, 16).repeat(48, 1, 1, 1)[:95]
+    store = write(tmp_path / "s.zarr", as_images(blobs(95)), Fourier(mask, (16, 16), 4))
+    assert check(store, scans=48, progress=False).groups[0].patterns == 2
+
+
+def test_what_is_quick_is_said_of_most_scans_or_of_none(tmp_path: Path, blobs: Callable[..., np.ndarray]) -> None:
+    """40 scans of one pattern are to be refused, unless most scans are of other sizes."""
+    masks = {16: random_columns(1, 16).expand(40, -1, -1, -1), 12: random_columns(40, 12), 14: random_columns(40, 14)}
+    for others, told in (({12: 40}, True), ({12: 30, 14: 30}, False)):
+        with StoreWriter(tmp_path / "s.zarr", {}, overwrite=True) as writer:
+            for size, count in ({16: 40} | others).items():
+                A = Fourier(masks[size][:count], (size, size), 3)
+                writer.append(Measurement(A(as_images(blobs(count, size))), A, 0.02))
+        assert (reason_to_refuse(tmp_path / "s.zarr") is not None) == told
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -496,6 +519,29 @@ def test_command(
     assert "one pattern" in capsys.readouterr().out
     assert run(monkeypatch, "check", store_path, "--thinning", 2, "--quiet") == 2
     assert capsys.readouterr().err.startswith("error: thinning must be")
+
+
+def test_a_training_from_a_store_that_is_refused(
+    tmp_path: Path, store_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], blobs: Any
+) -> None:
+    """It is warned of once, in a line, and done."""
+    images, path = as_images(blobs(40)), tmp_path / "fixed.zarr"
+    A = Fourier(random_columns(1, 16).expand(40, -1, -1, -1), (16, 16), 4)
+    with StoreWriter(path) as writer:
+        writer.append(Measurement(A(images), A, 0.02), images)
+    said = []
+    for number, (store, *options) in enumerate(
+        [(path,), (path, "--out", 0, "--images", 16), (path, "--no-check"), (path, "--method", "oracle"), (store_path,)]
+    ):
+        short = ("--images", 8, "--laps", 0, "--widths", 32, "--device", "cpu", "--quiet")
+        monkeypatch.chdir(tmp_path)
+        assert run(monkeypatch, "train", store, "--out", number, *short, *options) == 0
+        said.append(capsys.readouterr().err)
+    assert said[0].startswith("warning: 9")
+    assert "all scans have one pattern" in said[0]
+    assert said[0].endswith(f"; `ambient-sci check {path}` explains\n")
+    assert said[0].count("\n") == 1
+    assert said[1:] == [""] * 4
 
 
 def test_reports_know_nothing_of_references(tmp_path: Path, blobs: Callable[..., np.ndarray]) -> None:

@@ -190,15 +190,15 @@ def test_a_full_disk_adds_nothing(tmp_path, container, monkeypatch, at):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     if container == "zarr":
-        from zarr.storage import LocalStore
+        from ambient_sci.datasets.zarr_container import _Folder
 
-        original = LocalStore.set
+        original = _Folder.set
 
         async def full_set(self, *args, **kwargs):
             count()
             await original(self, *args, **kwargs)
 
-        monkeypatch.setattr(LocalStore, "set", full_set)
+        monkeypatch.setattr(_Folder, "set", full_set)
     else:
         write_ = io.FileIO.write
 

@@ -122,10 +122,10 @@ bring(({str(files[0])!r},), {str(out)!r})
 
 
 def test_a_full_disk_keeps_what_was_committed(tmp_path, importer, files, monkeypatch):
-    from zarr.storage import LocalStore
+    from ambient_sci.datasets.zarr_container import _Folder
 
     monkeypatch.setattr(importing, "COMMIT", -1)
-    original, calls = LocalStore.set, []
+    original, calls = _Folder.set, []
 
     async def full_set(self, *args, **kwargs):
         calls.append(None)
@@ -134,7 +134,7 @@ def test_a_full_disk_keeps_what_was_committed(tmp_path, importer, files, monkeyp
         await original(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LocalStore, "set", full_set)
+        patch.setattr(_Folder, "set", full_set)
         with pytest.raises(OutputError, match=r"the disk is full; .*; \d+ scans are safe in .*partial"):
             bring(files, tmp_path / "out.zarr")
     safe = len(open_store(tmp_path / ".out.zarr.partial"))

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 
 from ambient_sci.datasets import StoreWriter, batches, open_store, simulate, writer
 from ambient_sci.datasets.loader import StoreDataset, batch_indices, epoch_order
-from ambient_sci.datasets.store import SizeGroup
 from ambient_sci.errors import ConfigError, DataError, StoreError
 from ambient_sci.measurement import Measurement
 from ambient_sci.operators import Identity
@@ -28,12 +27,25 @@ def store(tmp_path, container, images):
     return simulate(images, tmp_path / f"a.{container}", calibration=2, coils=2)
 
 
-def write(path, scans, size, offset=0):
-    """A store whose scans hold their own numbers."""
-    values = torch.arange(offset, offset + scans, dtype=torch.float32)
+def numbered(first, scans, size):
+    """Scans that hold their own numbers."""
+    values = torch.arange(first, first + scans, dtype=torch.float32)
     y = values.reshape(-1, 1, 1, 1).expand(scans, 1, size, size)
+    return Measurement(y, Identity((1, size, size), batch=scans), 1 + values)
+
+
+def write(path, scans, size):
+    """A store of scans of one size."""
     with StoreWriter(path) as opened:
-        opened.append(Measurement(y, Identity((1, size, size), batch=scans), 1 + values))
+        opened.append(numbered(0, scans, size))
+    return open_store(path)
+
+
+def write_sizes(path):
+    """Write 60 scans of 16 pixels, 21 of 64 and 3 of 36, in any order."""
+    with StoreWriter(path) as opened:
+        for size in np.random.default_rng(0).permutation(np.repeat([4, 8, 6], [60, 21, 3])).tolist():
+            opened.append(numbered(len(opened), 1, size))
     return open_store(path)
 
 
@@ -47,30 +59,22 @@ def chunked(tmp_path, container, monkeypatch):
     return store
 
 
-class Sizes:
-    """Several stores as one with scans of several sizes, which also knows what was read and how much of it is alive."""
+class Spy:
+    """A store that knows what was read of it and how much of that is alive."""
 
-    def __init__(self, *stores):
-        self.stores = stores
-        lengths = [len(store) for store in stores]
-        self.first = np.cumsum([0, *lengths])
-        self.groups = [
-            SizeGroup(first + one.scans, one.image_shape, one.measurement_shape, one.chunk, one.nbytes)
-            for first, (one,) in zip(self.first, (store.groups for store in stores), strict=False)
-        ]
-        self.nbytes = sum(store.nbytes for store in stores)
+    def __init__(self, store):
+        self.store, self.groups, self.nbytes = store, store.groups, store.nbytes
         self.readings, self.alive, self.most = [], 0, 0
         self.lock = threading.Lock()
 
     def read(self, scans):
-        (which,) = set(np.searchsorted(self.first, scans, "right") - 1)
-        m = self.stores[which].read(scans - self.first[which])
-        size = len(scans) * self.groups[which].nbytes
+        found = self.store.read(scans)
+        (group,) = (group for group in self.groups if scans[0] in group.scans)
+        size = len(scans) * group.nbytes
         with self.lock:
             self.readings.append(scans)
             self.alive += size
             self.most = max(self.most, self.alive)
-        found = Measurement(m.y, m.operator, m.noise_std, torch.from_numpy(scans), m.scale)
         weakref.finalize(found, self.free, size)
         return found
 
@@ -81,12 +85,12 @@ class Sizes:
 
 @pytest.fixture
 def sizes(tmp_path, container, monkeypatch):
-    """60 scans of 16 pixels in chunks of 4; 21 of 64 in chunks of 1; 3 of 36."""
-    made = []
-    for scans, size, chunk in ((60, 4, 4), (21, 8, 1), (3, 6, 1)):
-        monkeypatch.setattr(writer, "CHUNK", chunk * size * size * 4)
-        made.append(write(tmp_path / f"{size}.{container}", scans, size, offset=1000 * size))
-    return Sizes(*made)
+    """A store of three sizes in chunks of 4, 1 and 1, none of whose arrays is kept."""
+    monkeypatch.setattr(writer, "CHUNK", 4 * 4 * 4 * 4)
+    monkeypatch.setattr("ambient_sci.datasets.store._SMALL", 0)
+    store = write_sizes(tmp_path / f"a.{container}")
+    assert {(len(group.scans), group.chunk) for group in store.groups} == {(60, 4), (21, 1), (3, 1)}
+    return store
 
 
 def take(iterator, count):
@@ -182,7 +186,7 @@ def test_the_pool_is_part_of_the_sequence(chunked):
 
 def test_each_chunk_is_read_once_an_epoch(chunked, monkeypatch):
     monkeypatch.setattr("ambient_sci.datasets.loader._READERS", 1)  # so that readings end in the order of their begin
-    spy = Sizes(chunked)
+    spy = Spy(chunked)
     nbytes = chunked.groups[0].nbytes
     for _ in islice(batches(spy, 5, seed=1, memory=0, pool=12 * nbytes), 37):  # five epochs
         pass
@@ -219,8 +223,7 @@ def test_batches_of_several_sizes(sizes, memory):
         for epoch in range(8):
             assert sorted(order[epoch * len(group.scans) :][: len(group.scans)]) == group.scans.tolist()
         for m in mine:
-            number = 1000 * m.y.shape[-1] + m.index - group.scans[0]
-            assert torch.equal(m.y[:, 0, 1, 2], number.float())
+            assert torch.equal(m.y[:, 0, 1, 2], m.index.float())
 
 
 def test_sizes_are_mixed_in_proportion(sizes):
@@ -276,7 +279,7 @@ def test_ranks_resume_together(sizes):
 
 def test_spawned_workers(tmp_path):
     """A real loader, with processes that import everything anew, from the middle of the sequence."""
-    store = write(tmp_path / "a.h5", 37, 8)
+    store = write_sizes(tmp_path / "a.h5")
     whole = list(islice(batches(store, 3, seed=5), 20))
     data = StoreDataset(store.path, 3, seed=5, start=6, rank=1, ranks=2)
     loader = DataLoader(data, batch_size=None, num_workers=2, multiprocessing_context="spawn")
@@ -298,20 +301,22 @@ def readers():
 
 def test_what_is_held_is_bounded(sizes):
     budget = 40 * 4 * 4 * 4
-    drawn = batches(sizes, 4, seed=2, memory=0, pool=budget // 2)
+    spy = Spy(sizes)
+    drawn = batches(spy, 4, seed=2, memory=0, pool=budget // 2)
     for _ in range(300):
         next(drawn)
     drawn.close()
     # beside the budget, a batch of the largest size in the hands of the caller, and one that is due
-    assert sizes.most <= budget + 2 * 4 * sizes.groups[1].nbytes
+    assert spy.most <= budget + 2 * 4 * max(group.nbytes for group in sizes.groups)
     gc.collect()
-    assert sizes.alive == 0
+    assert spy.alive == 0
 
 
 def test_reads_ahead_while_a_batch_is_used(sizes):
-    drawn = batches(sizes, 4, seed=2, memory=0)
+    spy = Spy(sizes)
+    drawn = batches(spy, 4, seed=2, memory=0)
     next(drawn)
-    wait_until(lambda: len(sizes.readings) >= 4)
+    wait_until(lambda: len(spy.readings) >= 4)
     drawn.close()
     assert not readers()
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ambient_sci.datasets.shards import ShardReader
 from ambient_sci.datasets.zarr_container import ZarrContainer
+from ambient_sci.errors import StoreError
 
 
 def write(path, length, row, dtype, chunk, block):
@@ -44,6 +45,36 @@ def test_as_zarr_reads_it(tmp_path, dtype, chunk, block):
         np.testing.assert_array_equal(read(tmp_path / "s.zarr", array, rows), array.oindex[rows])
 
     check()
+
+
+def foreign(path, shape, chunks, shards):
+    """An array of numbers that another program has made as we do."""
+    values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    group = zarr.open_group(path, mode="w", zarr_format=3)
+    codecs = [zarr.codecs.BloscCodec(typesize=4), zarr.codecs.Crc32cCodec()]
+    array = group.create_array("a", shape=shape, dtype="<f4", chunks=chunks, shards=shards, compressors=codecs)
+    array[:] = values
+    assert ShardReader.fits(path / "a", array)
+    return array, values
+
+
+def test_single_numbers(tmp_path):
+    array, values = foreign(tmp_path / "s.zarr", (8,), (1,), (4,))
+    np.testing.assert_array_equal(read(tmp_path / "s.zarr", array, [1, 3, 6]), values[[1, 3, 6]])
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_chunks_of_another_size(tmp_path, chunk):
+    """Their bytes are whole, but those of an array of other chunks."""
+    path = tmp_path / "s.zarr"
+    array, _ = foreign(path, (8, 4), (chunk, 4), (4, 4))
+    for columns in (3, 5):
+        foreign(tmp_path / "other.zarr", (8, columns), (chunk, columns), (4, columns))
+        shutil.copy(tmp_path / "other.zarr/a/c/0/0", path / "a/c/0/0")
+        with pytest.raises(ValueError, match="size"):
+            read(path, array, [2])
+        with pytest.raises(StoreError, match=r"is damaged: a of scan 2 cannot be read"):
+            ZarrContainer(path).read("a", np.array([2]))
 
 
 def test_what_was_never_written_is_the_fill_value(tmp_path):

@@ -116,9 +116,9 @@ def test_a_full_disk_leaves_the_old_store(tmp_path, container, draw, monkeypatch
         return original(self, *args, **kwargs)
 
     if container == "zarr":
-        from zarr.storage import LocalStore
+        from ambient_sci.datasets.zarr_container import _Folder
 
-        original = LocalStore.set
+        original = _Folder.set
 
         async def full_set(self, *args, **kwargs):
             calls.append(args)
@@ -126,7 +126,7 @@ def test_a_full_disk_leaves_the_old_store(tmp_path, container, draw, monkeypatch
                 raise OSError(errno.ENOSPC, "No space left on device")
             await original(self, *args, **kwargs)
 
-        monkeypatch.setattr(LocalStore, "set", full_set)
+        monkeypatch.setattr(_Folder, "set", full_set)
     else:
         import io
 
