@@ -4,8 +4,8 @@ A shard (one file) holds a block of scans, and each chunk in it is compressed by
 metadata of all arrays stand once more in the root's ``zarr.json``, which is the only file that a reader looks at before
 it reads values, xarray's included. Appending writes values first, into files that take their names when they are whole,
 and this one file last: what stands beyond the lengths that it names does not exist. A writer that was killed leaves no
-more than that, which the next one cuts off. So does a power cut: a file that was committed is replaced by one that is on
-the disk already, and all others are before the commit is.
+more than that, which the next one cuts off. So does a power cut: a file that was committed is replaced by one that is
+on the disk already, and all others are before the commit is.
 
 A shard that is not full is written again, with the chunks that it had at the places that they had, so that a reader who
 found a place in the old file finds the same bytes there in the new one. Only a chunk that grew meanwhile can be caught
