@@ -14,5 +14,6 @@ __all__ = ["METHODS", "ImageLearner", "Learner"]
 METHODS: dict[Method, Callable[[TrainConfig, Store, bool], Learner]] = {
     "em": EMLearner,
     "ambient": AmbientLearner,
+    "naive": AmbientLearner,
     "oracle": OracleLearner,
 }

@@ -20,7 +20,11 @@ __all__ = ["AmbientLearner"]
 
 
 class AmbientLearner:
-    """Learns to restore measurements of which it is shown a part."""
+    """Learns to restore measurements of which it is shown a part.
+
+    With method ``naive`` it is shown all of them. What a scan has not measured then never enters the loss, and nothing
+    is learned about it: the control that says what hiding is for.
+    """
 
     def __init__(self, config: TrainConfig, store: Store, progress: bool) -> None:
         self.config, self.store = config, store
@@ -37,7 +41,7 @@ class AmbientLearner:
         m = next(self._batches)
         m = dataclasses.replace(m, y=turn(m.y, generator)).to(next(denoiser.parameters()).device)
         sigma = training_levels(len(m), denoiser.sigma_data, generator).to(m.y.device)
-        return ambient_loss(denoiser, m, sigma, self.config.thinning, generator)
+        return ambient_loss(denoiser, m, sigma, self.config.hidden, generator)
 
     def state(self) -> dict[str, Tensor]:
         """Keep nothing: batches follow from the seed and the number of images seen."""

@@ -32,6 +32,7 @@ __all__ = ["CLASSICAL", "LEARNED", "classical_row", "learned_row", "record"]
 LEARNED: dict[str, dict[str, Any]] = {
     "em": {"method": "em"},
     "ambient": {"method": "ambient"},
+    "naive": {"method": "naive"},
     "oracle": {"method": "oracle"},
 }
 CLEAN = ("oracle",)  # methods that are given references
