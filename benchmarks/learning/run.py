@@ -32,6 +32,8 @@ __all__ = ["CLASSICAL", "LEARNED", "classical_row", "learned_row", "record"]
 LEARNED: dict[str, dict[str, Any]] = {
     "em": {"method": "em"},
     "ambient": {"method": "ambient"},
+    "l1-edm": {"method": "l1-edm"},
+    "tv-edm": {"method": "tv-edm"},
     "naive": {"method": "naive"},
     "oracle": {"method": "oracle"},
 }

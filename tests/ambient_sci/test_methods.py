@@ -1,18 +1,22 @@
 """Methods that learning from measurements is compared with, and what any training can be mixed with or begin from."""
 
-from collections.abc import Callable
+import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 from torch import Tensor, nn
 
+from ambient_sci.baselines import l1_wavelet_batch, total_variation_batch, tune_held_out
 from ambient_sci.config import TrainConfig
-from ambient_sci.datasets import simulate
+from ambient_sci.datasets import open_store, simulate
+from ambient_sci.methods import METHODS
+from ambient_sci.methods.base import ImageLearner
 from ambient_sci.posterior.ambient import restore
 from ambient_sci.training import train
-
-Blobs = Callable[..., np.ndarray]
 
 
 class Gated(nn.Module):
@@ -46,3 +50,18 @@ def test_naive_learns_nothing_of_what_a_scan_has_not_measured(tmp_path: Path, sm
         errors[method] = float((restore(prior.denoiser, m) - truth)[missing].norm() / truth[missing].norm())  # type: ignore[arg-type]
     assert errors["naive"] > 0.999  # that of zeros, which is where the network begins
     assert errors["ambient"] < 0.6
+
+
+@pytest.mark.parametrize("method", ["l1-edm", "tv-edm"])
+def test_learned_images_are_the_classical_reconstructions(method: str, store_path: Path, tmp_path: Path) -> None:
+    store = open_store(store_path)
+    config = TrainConfig(store=store_path, out=tmp_path, method=method, sigma_data=0.3)
+    learner = METHODS[config.method](config, store, False)
+    assert isinstance(learner, ImageLearner)
+    images = learner.first_images()
+    assert images.shape == (40, 1, 16, 16)
+    restore_: Any = total_variation_batch if method == "tv-edm" else partial(l1_wavelet_batch, wavelet="haar")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the best value")
+        chosen = tune_held_out(restore_, store.read(range(16)), (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1))
+    torch.testing.assert_close(images[30:34], restore_(store.read(range(30, 34)), chosen), rtol=1e-3, atol=1e-4)
