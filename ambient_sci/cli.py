@@ -341,7 +341,7 @@ def sample(
         raise OutputError(f"{out} already holds samples; choose another folder or pass --overwrite")
     prior = load_prior(run, device)
     operator = None
-    if prior.config.method == "ambient":
+    if prior.config.restores:
         from ambient_sci.datasets import open_store
 
         scans = open_store(store or prior.config.store)

@@ -14,7 +14,7 @@ from ambient_sci.errors import ConfigError
 
 __all__ = ["EMStart", "Method", "TrainConfig"]
 
-Method = Literal["em", "ambient", "oracle"]
+Method = Literal["em", "ambient", "l1-edm", "tv-edm", "naive", "oracle"]
 EMStart = Literal["l1-wavelet", "gaussian"]
 
 
@@ -28,7 +28,9 @@ class TrainConfig(BaseModel):
 
     store: Path = Field(description="store of measurements to learn from")
     out: Path = Field(description="folder of the run; run again to resume")
-    method: Method = Field("em", description="em, ambient, or oracle (needs clean references: simulation only)")
+    method: Method = Field(
+        "em", description="em, ambient; for comparison l1-edm, tv-edm, naive, and oracle, which needs references"
+    )
     images: int = Field(25_000, ge=1, description="length of the training, in images")
     batch: int = Field(8, ge=1, description="images in a step, of all processes together")
     accumulate: int = Field(1, ge=1, description="parts in which a step is computed, to save memory")
@@ -77,6 +79,16 @@ class TrainConfig(BaseModel):
     em_level: float = Field(1.5, gt=0, description="em: noise from which samples are renewed, in units of sigma_data")
     em_steps: int = Field(8, ge=1, description="em: sampler steps of the posterior samples")
     em_iterations: int = Field(2, ge=1, description="em: conjugate gradient iterations of the posterior samples")
+
+    @property
+    def restores(self) -> bool:
+        """Whether the network restores measurements, told their operator, instead of denoising images."""
+        return self.method in ("ambient", "naive")
+
+    @property
+    def hidden(self) -> float:
+        """Chance that a measured row is hidden from such a network."""
+        return 0.0 if self.method == "naive" else self.thinning
 
     def __init__(self, **options: Any) -> None:
         try:

@@ -1,7 +1,7 @@
 """A learned prior: the network, what it was learned from, and how to draw from it.
 
-Two kinds of network come out of training: an ordinary `Denoiser` of images (methods ``em`` and ``oracle``), and an
-`AmbientDenoiser`, which restores measurements (method ``ambient``). `Prior` holds either.
+Two kinds of network come out of training: an ordinary `Denoiser` of images (of most methods), and an
+`AmbientDenoiser`, which restores measurements (``ambient`` and ``naive``). `Prior` holds either.
 """
 
 import hashlib
@@ -106,20 +106,21 @@ class Prior:
             Image ``k`` depends on the seed and on ``k`` alone.
         operator
             Operators of scans, one an image; thinned, they are how an ambient network sees the state (fixed-mask
-            sampling). Needed for method ``ambient`` only.
+            sampling). Needed for methods ``ambient`` and ``naive`` only.
         progress
             Label of a progress bar.
         """
         if isinstance(self.denoiser, AmbientDenoiser):
             if operator is None:
                 raise ConfigError(
-                    "a prior of method 'ambient' samples through a mask: give operator=, that of as many scans"
+                    f"a prior of method {self.config.method!r} samples through a mask: give operator=, that of as many "
+                    "scans"
                 )
             if len(operator) != count:
                 raise ConfigError(f"operator must hold one scan for each of {count} images, got {len(operator)}")
             blank = torch.zeros(1, *self.image_shape, dtype=self.dtype, device=self.device)
             streams = [stream(seed, image) for image in range(count)]
-            denoiser: Denoiser = FixedMask.thinned(self.denoiser, operator, blank, self.config.thinning, streams)
+            denoiser: Denoiser = FixedMask.thinned(self.denoiser, operator, blank, self.config.hidden, streams)
         else:
             denoiser = self.denoiser
         images = torch.arange(count)
@@ -147,15 +148,14 @@ def build_denoiser(
 ) -> Denoiser | AmbientDenoiser:
     """Build the untrained network that a configuration asks for, around a given module if there is one."""
     channels = image_shape[0] * (2 if is_complex else 1)
-    ambient = config.method == "ambient"
     if config.sigma_data is None:
         raise ConfigError("sigma_data is not known: give a number, or let `train` estimate it from a store")
     if network is None:
         if len(image_shape) != 3:
             raise ConfigError(f"the built-in U-Net takes 2-D images, got shape {image_shape}: pass network=")
-        inputs = 3 * channels if ambient else channels
+        inputs = 3 * channels if config.restores else channels
         network = UNet(inputs, channels, config.widths, config.blocks, config.patch, precision=config.precision)
-    if ambient:
+    if config.restores:
         return AmbientDenoiser(network, config.sigma_data, config.consistency_steps)
     return EDMDenoiser(network, config.sigma_data)
 

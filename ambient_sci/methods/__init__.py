@@ -6,7 +6,7 @@ from ambient_sci.config import Method, TrainConfig
 from ambient_sci.datasets.store import Store
 from ambient_sci.methods.ambient import AmbientLearner
 from ambient_sci.methods.base import ImageLearner, Learner
-from ambient_sci.methods.baselines import OracleLearner
+from ambient_sci.methods.baselines import OracleLearner, TotalVariationLearner, WaveletLearner
 from ambient_sci.methods.em import EMLearner
 
 __all__ = ["METHODS", "ImageLearner", "Learner"]
@@ -14,5 +14,8 @@ __all__ = ["METHODS", "ImageLearner", "Learner"]
 METHODS: dict[Method, Callable[[TrainConfig, Store, bool], Learner]] = {
     "em": EMLearner,
     "ambient": AmbientLearner,
+    "l1-edm": WaveletLearner,
+    "tv-edm": TotalVariationLearner,
+    "naive": AmbientLearner,
     "oracle": OracleLearner,
 }

@@ -20,7 +20,11 @@ __all__ = ["AmbientLearner"]
 
 
 class AmbientLearner:
-    """Learns to restore measurements of which it is shown a part."""
+    """Learns to restore measurements of which it is shown a part.
+
+    With method ``naive`` it is shown all of them. What a scan has not measured then never enters the loss, and nothing
+    is learned about it: the control that says what hiding is for.
+    """
 
     def __init__(self, config: TrainConfig, store: Store, progress: bool) -> None:
         self.config, self.store = config, store
@@ -38,7 +42,7 @@ class AmbientLearner:
         m = next(self._batches)
         m = dataclasses.replace(m, y=turn(m.y, generator))
         sigma = training_levels(len(m), self.sigma_data, generator)
-        return Batch(m.index, (m, sigma, *corruption(m, self.config.thinning, generator)))
+        return Batch(m.index, (m, sigma, *corruption(m, self.config.hidden, generator)))
 
     def loss(self, denoiser: Any, batch: Batch) -> Tensor:
         """Ambient loss of scans, ``(batch,)``."""

@@ -100,7 +100,7 @@ def draw_posterior(
     blank = torch.zeros(1, *shape, dtype=prior.dtype, device=prior.device)
     if isinstance(prior.denoiser, AmbientDenoiser):
         streams = [stream(seed, *row) for row in labels.tolist()]
-        seen = FixedMask.thinned(prior.denoiser, repeated.operator, blank, prior.config.thinning, streams)
+        seen = FixedMask.thinned(prior.denoiser, repeated.operator, blank, prior.config.hidden, streams)
         posterior: Denoiser = ADPS(seen, repeated, guidance)
     else:
         posterior = MMPS(prior.denoiser, repeated, iterations)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ambient_sci import TrainConfig, load_prior, open_store, train
-from ambient_sci.baselines import cg_sense, l1_wavelet_batch, tune, zero_filled
+from ambient_sci.baselines import cg_sense, l1_wavelet_batch, total_variation_batch, tune, zero_filled
 from ambient_sci.checkpoint import replacing
 from ambient_sci.datasets.store import Store
 from ambient_sci.evaluate import coverage_normal, head_mask, score
@@ -32,6 +32,9 @@ __all__ = ["CLASSICAL", "LEARNED", "classical_row", "learned_row", "record"]
 LEARNED: dict[str, dict[str, Any]] = {
     "em": {"method": "em"},
     "ambient": {"method": "ambient"},
+    "l1-edm": {"method": "l1-edm"},
+    "tv-edm": {"method": "tv-edm"},
+    "naive": {"method": "naive"},
     "oracle": {"method": "oracle"},
 }
 CLEAN = ("oracle",)  # methods that are given references
@@ -45,6 +48,7 @@ CLASSICAL: dict[str, tuple[Any, tuple[Any, ...]]] = {
         lambda m, value: l1_wavelet_batch(m, value[1], wavelet=value[0]),
         tuple((name, lam) for name in ("haar", "db4") for lam in STRENGTHS),
     ),
+    "tv": (lambda m, lam: total_variation_batch(m, lam, iterations=50), STRENGTHS),
 }
 
 

@@ -1,0 +1,67 @@
+"""Methods that learning from measurements is compared with, and what any training can be mixed with or begin from."""
+
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ambient_sci.baselines import l1_wavelet_batch, total_variation_batch, tune_held_out
+from ambient_sci.config import TrainConfig
+from ambient_sci.datasets import open_store, simulate
+from ambient_sci.methods import METHODS
+from ambient_sci.methods.base import ImageLearner
+from ambient_sci.posterior.ambient import restore
+from ambient_sci.training import train
+
+
+class Gated(nn.Module):
+    """A network of 4 x 4 images with other weights for pixels that are missing than for those that are seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(nn.Linear(16, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU())
+        self.seen, self.missing = nn.Linear(64, 16), nn.Linear(64, 16)
+        for values in (*self.seen.parameters(), *self.missing.parameters()):
+            nn.init.zeros_(values)
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        image, _, mask = x.flatten(2).unbind(1)
+        hidden = self.hidden(image)
+        return (mask * self.seen(hidden) + (1 - mask) * self.missing(hidden)).reshape(-1, 1, 4, 4)
+
+
+def test_naive_learns_nothing_of_what_a_scan_has_not_measured(tmp_path: Path, small: dict[str, Any]) -> None:
+    """Every image is a multiple of one: what is missing follows from the rest, if the loss ever asks for it."""
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (100, 1, 1)) * rng.choice([-1, 1], (4, 4))
+    store = simulate(images, tmp_path / "scans.zarr", operator="mask", keep=0.5, noise=0.0)
+    m, truth = store.read(slice(None)), store.references(slice(None))
+    options = {**small, "images": 3200, "warmup": 100, "checkpoint": 3200}
+    errors = {}
+    for method in ("naive", "ambient"):
+        config = TrainConfig(store=store.path, out=tmp_path / method, method=method, **options)
+        prior = train(config, network=Gated(), progress=False)
+        missing = m.operator.rows == 0
+        errors[method] = float((restore(prior.denoiser, m) - truth)[missing].norm() / truth[missing].norm())  # type: ignore[arg-type]
+    assert errors["naive"] > 0.999  # that of zeros, which is where the network begins
+    assert errors["ambient"] < 0.6
+
+
+@pytest.mark.parametrize("method", ["l1-edm", "tv-edm"])
+def test_learned_images_are_the_classical_reconstructions(method: str, store_path: Path, tmp_path: Path) -> None:
+    store = open_store(store_path)
+    config = TrainConfig(store=store_path, out=tmp_path, method=method, sigma_data=0.3)
+    learner = METHODS[config.method](config, store, False)
+    assert isinstance(learner, ImageLearner)
+    images = learner.first_images()
+    assert images.shape == (40, 1, 16, 16)
+    restore_: Any = total_variation_batch if method == "tv-edm" else partial(l1_wavelet_batch, wavelet="haar")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the best value")
+        chosen = tune_held_out(restore_, store.read(range(16)), (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1))
+    torch.testing.assert_close(images[30:34], restore_(store.read(range(30, 34)), chosen), rtol=1e-3, atol=1e-4)
