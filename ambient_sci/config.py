@@ -15,7 +15,7 @@ from ambient_sci.errors import ConfigError
 __all__ = ["EMStart", "Method", "TrainConfig"]
 
 Method = Literal["em", "ambient", "l1-edm", "tv-edm", "naive", "oracle"]
-EMStart = Literal["l1-wavelet", "gaussian"]
+EMStart = Literal["l1-wavelet", "tv", "gaussian"]
 
 
 class TrainConfig(BaseModel):
@@ -72,7 +72,7 @@ class TrainConfig(BaseModel):
     start_images: int | None = Field(
         None, ge=1, description="em: images before the first lap; an equal share if not given"
     )
-    em_start: EMStart = Field("l1-wavelet", description="em: images before the first lap: l1-wavelet, gaussian")
+    em_start: EMStart = Field("l1-wavelet", description="em: images before the first lap: l1-wavelet, tv, gaussian")
     em_growth: float = Field(
         1.0, ge=1, description="em: how many times more scans a lap draws samples of than the last"
     )

@@ -40,7 +40,7 @@ from ambient_sci.check import CheckReport, check
 from ambient_sci.datasets import StoreWriter
 from ambient_sci.datasets.coils import smooth_phase
 from ambient_sci.measurement import randn_like
-from ambient_sci.methods.em import REGULARISATIONS, WAVELET
+from ambient_sci.methods.starts import REGULARISATIONS, WAVELET
 from ambient_sci.operators import Fourier, LinearOperator, Nufft, trajectories
 from ambient_sci.operators.fourier import centred_fft
 from ambient_sci.posterior.ambient import AmbientDenoiser, restore

@@ -9,24 +9,21 @@ wrong with them: what the regulariser removes is missing from the prior (L1-EDM 
 ``oracle`` takes the references.
 """
 
-import warnings
-
 import torch
 from torch import Tensor
 
-from ambient_sci.baselines import total_variation_batch, tune_held_out
 from ambient_sci.datasets.store import Store
 from ambient_sci.methods.base import ImageLearner
-from ambient_sci.methods.em import REGULARISATIONS, TUNED, _every_scan, starting_images
+from ambient_sci.methods.starts import starting_images
 
-__all__ = ["OracleLearner", "TotalVariationLearner", "WaveletLearner", "total_variation_images"]
+__all__ = ["OracleLearner", "TotalVariationLearner", "WaveletLearner"]
 
 
 class WaveletLearner(ImageLearner):
     """Learns from L1-wavelet reconstructions."""
 
     def first_images(self) -> Tensor:
-        """Those that expectation-maximisation starts from."""
+        """Reconstruct every scan."""
         return starting_images(self.store, "l1-wavelet", self.config.seed, self.progress)
 
 
@@ -35,7 +32,7 @@ class TotalVariationLearner(ImageLearner):
 
     def first_images(self) -> Tensor:
         """Reconstruct every scan."""
-        return total_variation_images(self.store, self.progress)
+        return starting_images(self.store, "tv", self.config.seed, self.progress)
 
 
 class OracleLearner(ImageLearner):
@@ -48,17 +45,6 @@ class OracleLearner(ImageLearner):
     def state(self) -> dict[str, Tensor]:
         """Keep nothing: references are read again from the store."""
         return {}
-
-
-def total_variation_images(store: Store, progress: bool) -> Tensor:
-    """Total variation reconstructions of every scan, ``(scan, channel, *spatial)``, in normalised units."""
-    some = store.read(store.groups[0].scans[:TUNED])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the best value")  # an end of the grid is good enough to learn from
-        lam = tune_held_out(total_variation_batch, some, REGULARISATIONS)
-    return _every_scan(
-        store, lambda m: total_variation_batch(m, lam), "total variation reconstructions to learn from", progress
-    )
 
 
 def normalised_references(store: Store) -> Tensor:

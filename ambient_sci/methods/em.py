@@ -13,33 +13,25 @@ Samples cost far more than steps. So the first laps, whose prior is still poor, 
 scans as its number in a geometric sequence that ends with all, and learns from these.
 """
 
-import warnings
-from collections.abc import Callable, Iterator
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ambient_sci.baselines import l1_wavelet_batch, tune_held_out
-from ambient_sci.config import EMStart, TrainConfig
+from ambient_sci.config import TrainConfig
 from ambient_sci.datasets.store import Store
 from ambient_sci.distributed import share_out
 from ambient_sci.errors import ConfigError
 from ambient_sci.measurement import Measurement
 from ambient_sci.methods.base import ImageLearner
+from ambient_sci.methods.starts import chunks_of, starting_images
 from ambient_sci.posterior.draw import draw_posterior
 from ambient_sci.prior import Prior
-from ambient_sci.seeding import rng_for, stream
-from ambient_sci.stationary import fit_stationary
+from ambient_sci.seeding import rng_for
 
-__all__ = ["EMLearner", "lap_scans", "lap_starts", "posterior_images", "starting_images"]
+__all__ = ["EMLearner", "lap_scans", "lap_starts", "posterior_images"]
 
-CHUNK = 64
 FEWEST = 32  # scans of a lap
-TUNED, FITTED = 16, 128  # scans on which a regularisation is chosen, and a spectrum fitted
-WAVELET = "haar"  # with shifted grids it leaves the least error of the orthogonal wavelets, close to total variation
-REGULARISATIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # for images of unit range
 
 
 class EMLearner(ImageLearner):
@@ -95,28 +87,6 @@ def lap_scans(config: TrainConfig, count: int, lap: int) -> NDArray[np.int64]:
     return np.sort(rng_for(config.seed, 0x6B).permutation(count)[:some])
 
 
-def starting_images(store: Store, kind: EMStart, seed: int, progress: bool) -> Tensor:
-    """Reconstructions of every scan, ``(scan, channel, *spatial)``, in normalised units.
-
-    ``"l1-wavelet"`` has the regularisation that predicts held-out rows best; ``"gaussian"`` are posterior samples under
-    a stationary Gaussian that is fitted to the measurements.
-    """
-    some = store.read(store.groups[0].scans[:FITTED])
-    if kind == "gaussian":
-        model = fit_stationary(some, seed=seed)
-
-        def restore(m: Measurement) -> Tensor:
-            return model.sample(m, stream(seed, 0x6A, int(m.index[0])))
-
-        return _every_scan(store, restore, "samples of a stationary Gaussian to start from", progress)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the best value")  # an end of the grid is good enough to start from
-        lam = tune_held_out(lambda m, lam: l1_wavelet_batch(m, lam, wavelet=WAVELET), some[:TUNED], REGULARISATIONS)
-    return _every_scan(
-        store, lambda m: l1_wavelet_batch(m, lam, wavelet=WAVELET), "L1-wavelet reconstructions to start from", progress
-    )
-
-
 def posterior_images(prior: Prior, store: Store, images: Tensor, lap: int, progress: bool) -> Tensor:
     """Renew the images of a lap's scans by posterior samples under the current prior, ``(scan, channel, *spatial)``.
 
@@ -139,22 +109,7 @@ def posterior_images(prior: Prior, store: Store, images: Tensor, lap: int, progr
         return drawn[:, 0].cpu()
 
     label = f"lap {lap + 1} of {config.laps}: posterior samples"
-    chunks = list(_chunks(store, lap_scans(config, len(store), lap)))
+    chunks = list(chunks_of(store, lap_scans(config, len(store), lap)))
     renewed = images.clone()  # a lap that is interrupted has not begun
     share_out(chunks, lambda scans: draw(store.read(scans)), renewed, label if progress else None)
     return renewed
-
-
-def _every_scan(store: Store, restore: Callable[[Measurement], Tensor], label: str, progress: bool) -> Tensor:
-    chunks = list(_chunks(store, np.arange(len(store))))
-    first = store.read(chunks[0][:1])
-    images = torch.empty(len(store), *store.image_shape, dtype=first.operator.adjoint(first.y).dtype)
-    share_out(chunks, lambda scans: restore(store.read(scans)), images, label if progress else None)
-    return images
-
-
-def _chunks(store: Store, wanted: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Numbers of wanted scans, some of one size at a time."""
-    for group in store.groups:
-        scans = np.intersect1d(group.scans, wanted)
-        yield from (scans[start : start + CHUNK] for start in range(0, len(scans), CHUNK))
