@@ -27,11 +27,13 @@ from ambient_sci.methods.base import ImageLearner
 from ambient_sci.methods.starts import chunks_of, starting_images
 from ambient_sci.posterior.draw import draw_posterior
 from ambient_sci.prior import Prior
+from ambient_sci.sample import Solver
 from ambient_sci.seeding import rng_for
 
 __all__ = ["EMLearner", "lap_scans", "lap_starts", "posterior_images"]
 
 FEWEST = 32  # scans of a lap
+SOLVER: Solver = "multistep"  # few steps of first order leave too little spread, and each lap would narrow the prior
 
 
 class EMLearner(ImageLearner):
@@ -101,7 +103,8 @@ def posterior_images(prior: Prior, store: Store, images: Tensor, lap: int, progr
             m.to(prior.device),
             steps=config.em_steps,
             iterations=config.em_iterations,
-            solver="euler",  # multistep samples, of as few iterations, spread too wide: laps drift towards noise
+            solver=SOLVER,
+            eta=0.0,
             seed=config.seed + 1 + lap,
             start=images[m.index],
             level=config.em_level,

@@ -1,12 +1,21 @@
-"""Stationary Gaussian images: their posterior against dense matrices, their spectrum against the true one."""
+"""Stationary Gaussian images: their posterior against dense matrices, their spectrum against the true one.
+
+And what a lap of expectation-maximisation does to samples that are right already: nothing, in distribution.
+"""
 
 import numpy as np
 import pytest
 import torch
 
+from ambient_sci.config import TrainConfig
+from ambient_sci.denoise import GaussianDenoiser
 from ambient_sci.measurement import Measurement, randn_like
+from ambient_sci.methods.em import SOLVER
 from ambient_sci.operators import Fourier, LinearOperator, Mask
 from ambient_sci.operators.patterns import random_lines
+from ambient_sci.posterior import MMPS
+from ambient_sci.sample import Solver, sample
+from ambient_sci.schedule import edm_levels
 from ambient_sci.stationary import StationaryGaussian, filtered, fit_stationary, spectrum
 
 SHAPE = (8, 8)
@@ -78,6 +87,37 @@ def test_spectrum_is_found_from_half_of_the_samples(complex_: bool) -> None:
     found = fit_stationary(m, iterations=12)
     assert float((found.power / true).log10().abs().mean()) < 0.12
     assert float((found.mean - mean).abs().max()) < (1e-6 if complex_ else 6 * float(true.mean()) ** 0.5 / 10)
+
+
+def renewed_spread(solver: Solver, times: int) -> float:
+    """Variance of exact posterior samples after so many renewals, as a part of what it was."""
+    options = {name: field.default for name, field in TrainConfig.model_fields.items()}
+    generator, count, noise = torch.Generator().manual_seed(4), 300, 0.03
+    scale = 0.3 / float(power().mean().sqrt())
+    covariance = scale**2 * dense(lambda v: filtered(v, power()), 64, torch.complex128)
+    operator = Fourier(random_lines(1, SHAPE, 4, 2, generator).double(), SHAPE)
+    matrix = dense(operator, 64, torch.complex128)
+    clean = operator(
+        scale * filtered(randn_like(torch.empty(1, 1, *SHAPE, dtype=torch.complex128), generator), power().sqrt())
+    )
+    y = clean + noise * randn_like(clean, generator) * operator.rows
+    expected = torch.linalg.inv(torch.linalg.inv(covariance) + matrix.mH @ matrix / noise**2)
+    mean = expected @ (matrix.mH @ y.flatten()) / noise**2
+    white = randn_like(torch.empty(count, 64, dtype=torch.complex128), generator)
+    x = (mean + white @ torch.linalg.cholesky(expected).mT).reshape(count, 1, *SHAPE)
+    prior = GaussianDenoiser(torch.zeros(1, *SHAPE, dtype=torch.complex128), covariance.real)
+    m = Measurement(y, operator, noise).repeat(count)
+    levels = edm_levels(options["em_steps"], 0.02 * 0.3, options["em_level"] * 0.3)
+    before = float((x.flatten(1) - mean).abs().square().sum())
+    posterior, like = MMPS(prior, m, options["em_iterations"]), x
+    for _ in range(times):
+        x = sample(posterior, lambda k: randn_like(like, generator), levels, solver, start=x)
+    return float((x.flatten(1) - mean).abs().square().sum()) / before
+
+
+def test_laps_neither_narrow_nor_widen() -> None:
+    assert abs(renewed_spread(SOLVER, 4) - 1) < 0.1
+    assert renewed_spread("euler", 4) < 0.9
 
 
 def test_power_is_per_real_component() -> None:
