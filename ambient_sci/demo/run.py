@@ -291,7 +291,7 @@ def _report(
             calibration_figure(levels, list(covered.values())),
         ),
         ("Images drawn from the learned prior: no scan behind them.", samples_grid(images)),
-        ("Loss in training.", training_curve(log)),
+        ("Loss in training, and how well rows of scans that it did not see are predicted.", training_curve(log)),
     ]
     titles = {"nrmse": "NRMSE", "psnr": "PSNR / dB", "ssim": "SSIM"}
     rows = [

@@ -45,6 +45,31 @@ def test_held_out_rows(
     assert min(scores.values()) > 0.8
 
 
+# ------------------------------------------------------------------------------------------------- benchmarks.training
+
+
+def test_training(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    benchmark = importlib.import_module("benchmarks.training")
+    # the network's turn takes 2 s by the clock and 3 s of the processor, the loop's 5 and 4; the first are slower
+    moments, stamps = (0.0, 0.0), []
+    for step in range(8):
+        slow = 10.0 if step < benchmark.WARM else 1.0
+        went = moments[0] + 2 * slow, moments[1] + 3 * slow
+        stamps.append(benchmark.Stamp(moments, went))
+        moments = went[0] + 5 * slow, went[1] + 4 * slow
+    found = benchmark.measure(stamps)
+    assert (found.step, found.network) == ((5, 4), (2, 3))
+    assert found.ratios == (2.5, 4 / 3)
+    arguments = "--size 32 --coils 2 --scans 30 --rounds 2 --steps 3 --batch 2 --method ambient"
+    benchmark.main(arguments.split())
+    line = capsys.readouterr().out.splitlines()[-1]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[0].startswith("ambient: ")
+    assert 1 < float(cells[3].split()[0]) < 20
+    assert float(cells[6]) > 0
+
+
 # ------------------------------------------------------------------------------------------------ benchmarks.operators
 
 
