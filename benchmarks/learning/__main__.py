@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for frozen stores, runs and figures")
     parser.add_argument("--seed", type=int, default=0, help="of training and sampling")
     parser.add_argument("--seconds", type=float, default=2400, help="of one core, for the training")
+    parser.add_argument("--scans", type=int, help="to learn from; all by default")
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="an option of the training")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -46,7 +47,9 @@ def main() -> None:
         if method in CLASSICAL:
             row = classical_row(options.task, method, options.data, options.out)
         else:
-            row = learned_row(options.task, method, options.data, options.out, options.seed, options.seconds, changed)
+            row = learned_row(
+                options.task, method, options.data, options.out, options.seed, options.seconds, changed, options.scans
+            )
         record(row, options.results)
         print(json.dumps(row), flush=True)
 
