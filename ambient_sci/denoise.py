@@ -10,7 +10,8 @@ samplers and posterior methods need to know of a prior.
 
 .. math:: D(x, s) = c_\text{skip} x + c_\text{out} F(c_\text{in} x, \tfrac14 \ln (s / \sigma_d)),
 
-`GaussianDenoiser` is exact for a Gaussian prior and is what everything else is tested against.
+`GaussianDenoiser` and `GaussianMixtureDenoiser` are exact for such priors, and are what everything else is tested
+against.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from ambient_sci.network import as_complex, as_real
 
-__all__ = ["Denoiser", "EDMDenoiser", "GaussianDenoiser", "per_image"]
+__all__ = ["Denoiser", "EDMDenoiser", "GaussianDenoiser", "GaussianMixtureDenoiser", "per_image"]
 
 
 def per_image(value: Tensor, like: Tensor) -> Tensor:
@@ -91,3 +92,47 @@ class GaussianDenoiser(Denoiser):
         basis = self.basis.to(x.dtype)
         centred = (x - self.mean).flatten(1)
         return self.mean + (((centred @ basis.conj()) * shrink) @ basis.mT).reshape(x.shape)
+
+
+class GaussianMixtureDenoiser(Denoiser):
+    r"""Exact denoiser of :math:`x_0 \sim \sum_k w_k \mathcal N(\mu_k, \Sigma_k)`.
+
+    .. math:: D(x, s) = \sum_k r_k D_k(x, s), \qquad r_k \propto w_k \, \mathcal N(x; \mu_k, \Sigma_k + s^2)
+
+    with :math:`D_k` the denoiser of each Gaussian (see `GaussianDenoiser`).
+
+    Parameters
+    ----------
+    weights
+        :math:`w_k`, above zero, of any sum: ``(k,)``.
+    means
+        ``(k, channel, *spatial)``, real or complex.
+    covariances
+        Of each real component of the flattened image, ``(k, n, n)``, positive semi-definite.
+    """
+
+    log_weights: Tensor
+    means: Tensor
+    basis: Tensor
+    spectrum: Tensor
+
+    def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
+        super().__init__()
+        spectrum, basis = torch.linalg.eigh(covariances)
+        self.register_buffer("log_weights", torch.log(weights / weights.sum()))
+        self.register_buffer("means", means)
+        self.register_buffer("basis", basis)
+        self.register_buffer("spectrum", spectrum.clamp_min(0))
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Denoise; see `Denoiser`."""
+        basis = self.basis.to(x.dtype)
+        variance = self.spectrum + sigma[:, None, None] ** 2  # (batch, k, n)
+        centred = (x[:, None] - self.means).flatten(2)
+        modes = torch.einsum("bkn,knm->bkm", centred, basis.conj())
+        # a complex mode has two real components of that variance each
+        components = 2 if x.is_complex() else 1
+        log_density = -(modes.abs() ** 2 / variance + components * variance.log()).sum(2) / 2
+        share = torch.softmax(self.log_weights + log_density, 1)[..., None]  # (batch, k, 1)
+        shrunk = torch.einsum("bkm,knm->bkn", modes * (self.spectrum / variance), basis)
+        return (share * (self.means.flatten(1) + shrunk)).sum(1).reshape(x.shape)

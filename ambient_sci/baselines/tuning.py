@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ambient_sci.baselines.linear import weights
 from ambient_sci.errors import ConfigError, DataError
-from ambient_sci.evaluate.metrics import head_mask, nrmse
+from ambient_sci.evaluate.metrics import Images, head_mask, nrmse
 from ambient_sci.measurement import Measurement
 
 __all__ = ["set_rows_aside", "tune", "tune_held_out"]
@@ -28,8 +28,10 @@ Value = TypeVar("Value")
 Method = Callable[[Measurement, Value], Tensor]
 
 
-def tune(method: Method[Value], m: Measurement, references: Tensor, grid: Sequence[Value]) -> Value:
-    """Choose the value with the smallest mean NRMSE, inside the head, on scans whose images are known.
+def tune(
+    method: Method[Value], m: Measurement, references: Tensor, grid: Sequence[Value], mask: Images | None = None
+) -> Value:
+    """Choose the value with the smallest mean NRMSE on scans whose images are known.
 
     Parameters
     ----------
@@ -41,13 +43,15 @@ def tune(method: Method[Value], m: Measurement, references: Tensor, grid: Sequen
         Their images, ``(batch, channel, *spatial)``, in the measurement's units.
     grid
         Values to try, in order; anything the method takes. A warning says when the first or the last number is best.
+    mask
+        Pixels that count, shaped like ``references``; those inside the head by default.
 
     Returns
     -------
     value
         The best of ``grid``.
     """
-    mask = head_mask(references)
+    mask = head_mask(references) if mask is None else mask
 
     def score(value: Value) -> float:
         images = method(m, value)

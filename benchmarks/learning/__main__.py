@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument(
         "--budget", type=int, default=120_000, help="the time in which the oracle sees so many images, for all methods"
     )
+    parser.add_argument("--scans", type=int, help="to learn from; all by default")
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="an option of the training")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -48,7 +49,9 @@ def main() -> None:
         if method in CLASSICAL:
             row = classical_row(options.task, method, options.data, options.out)
         else:
-            row = learned_row(options.task, method, options.data, options.out, options.seed, options.budget, changed)
+            row = learned_row(
+                options.task, method, options.data, options.out, options.seed, options.budget, changed, options.scans
+            )
         record(row, options.results)
         print(json.dumps(row), flush=True)
 

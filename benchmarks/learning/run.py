@@ -14,18 +14,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ambient_sci import TrainConfig, load_prior, open_store, train
 from ambient_sci.baselines import cg_sense, l1_wavelet_batch, total_variation_batch, tune, zero_filled
 from ambient_sci.checkpoint import replacing
 from ambient_sci.datasets.store import Store
-from ambient_sci.evaluate import coverage_normal, head_mask, score
+from ambient_sci.evaluate import coverage_normal, head_mask, nrmse, psnr, score
 from ambient_sci.posterior.ambient import AmbientDenoiser, restore
 from ambient_sci.posterior.draw import draw_posterior
 from ambient_sci.prior import Prior
 from benchmarks.learning.budget import planned_images
-from benchmarks.learning.tasks import PROBE, TASKS, Frozen, freeze
+from benchmarks.learning.clean import clean
+from benchmarks.learning.drawn import can_sample, drawn_scores
+from benchmarks.learning.tasks import PROBE, TASKS, Frozen, Task, freeze
 
 __all__ = ["CLASSICAL", "LEARNED", "classical_row", "learned_row", "record"]
 
@@ -39,7 +42,6 @@ LEARNED: dict[str, dict[str, Any]] = {
 }
 CLEAN = ("oracle",)  # methods that are given references
 SAMPLES, STEPS, ITERATIONS = 8, 16, 3
-DRAWN = 512  # unconditional samples
 STRENGTHS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 CLASSICAL: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "zero-filled": (lambda m, _: zero_filled(m), (None,)),
@@ -49,17 +51,29 @@ CLASSICAL: dict[str, tuple[Any, tuple[Any, ...]]] = {
         tuple((name, lam) for name in ("haar", "db4") for lam in STRENGTHS),
     ),
     "tv": (lambda m, lam: total_variation_batch(m, lam, iterations=50), STRENGTHS),
+    "clean": (
+        lambda m, value: clean(m, *value),
+        tuple((threshold, width) for threshold in (0.5, 1, 2, 4) for width in (0.5, 0.6, 0.7, 0.8, 1.0)),
+    ),
 }
 
 
 def learned_row(
-    name: str, method: str, data: Path, out: Path, seed: int, budget: int, options: dict[str, Any]
+    name: str,
+    method: str,
+    data: Path,
+    out: Path,
+    seed: int,
+    budget: int,
+    options: dict[str, Any],
+    scans: int | None = None,
 ) -> dict[str, Any]:
     """Train, score, and draw figures; a training that was interrupted goes on."""
     torch.set_num_threads(1)
     task = TASKS[name]
-    frozen = freeze(task, data, out)
-    run = out / name / "-".join([method, *(f"{k}={v}" for k, v in options.items()), str(seed)])
+    frozen = freeze(task, data, out, scans)
+    few = [f"scans={scans}"] if scans else []
+    run = out / name / "-".join([method, *few, *(f"{k}={v}" for k, v in options.items()), str(seed)])
     every = {**task.network, **LEARNED[method], "seed": seed, "device": "cpu", **options}
     if (run / "config.json").exists():
         config = TrainConfig.from_json((run / "config.json").read_text())
@@ -73,31 +87,39 @@ def learned_row(
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     row = {"task": name, "method": method, "seed": seed, "options": options, "seconds": log[-1]["seconds"]}
     row |= {"budget": budget, "images": config.images, **posterior_scores(prior, frozen, run)}
+    row |= drawn_scores(prior, frozen, run)
+    row |= {"trained_scans": len(open_store(frozen.train)), **({"scans": scans} if scans else {})}
+    if "nrmse_exact" in row:
+        row["nrmse_ratio"] = row.get("nrmse", row.get("nrmse_restored")) / row["nrmse_exact"]
     return row
 
 
 def posterior_scores(prior: Prior, frozen: Frozen, run: Path) -> dict[str, float]:
-    """Errors of the mean of some posterior samples and of one, coverage of their intervals."""
+    """Errors of the mean of some posterior samples and of one, coverage of their intervals; of restorations, too."""
     store = frozen.test
     m, truth = store.read(slice(None)), store.references(slice(None)) / _scale(store)
-    mask = head_mask(truth) if frozen.task.masked else np.ones(truth.shape, bool)
+    mask = _mask(frozen.task, truth)
+    values: dict[str, float] = {}
+    if isinstance(prior.denoiser, AmbientDenoiser):
+        restored = restore(prior.denoiser, m)
+        values |= {f"{name}_restored": float(v.mean()) for name, v in _score(restored, truth, mask).items()}
+        if not can_sample(prior, m.operator):
+            np.savez_compressed(run / "restored.npz", mean=restored[:8], truth=truth[:8])
+            return values
     draws = [
         draw_posterior(prior, m[start : start + 16], SAMPLES, steps=STEPS, iterations=ITERATIONS, seed=1)
         for start in range(0, len(m), 16)
     ]
     samples = torch.cat(draws)
     mean = samples.mean(1)
-    values = {name: float(value.mean()) for name, value in score(mean, truth, mask).items()}
-    values |= {f"{name}_one": float(v.mean()) for name, v in score(samples[:, 0], truth, mask).items()}
+    values |= {name: float(value.mean()) for name, value in _score(mean, truth, mask).items()}
+    values |= {f"{name}_one": float(v.mean()) for name, v in _score(samples[:, 0], truth, mask).items()}
     std = torch.view_as_real(samples).std(1) if samples.is_complex() else samples.std(1)
     spread = torch.view_as_complex(std) if samples.is_complex() else std
     covered = coverage_normal(mean, spread, truth, mask=mask, samples=SAMPLES)
     values |= {f"coverage_{round(100 * level)}": value for level, value in covered.items()}
     values["evaluations"] = STEPS * (1 + ITERATIONS)
-    if isinstance(prior.denoiser, AmbientDenoiser):
-        one = score(restore(prior.denoiser, m), truth, mask)
-        values |= {f"{name}_restored": float(value.mean()) for name, value in one.items()}
-    np.savez_compressed(run / "restored.npz", mean=mean[:8], one=samples[:8, 0], std=std[:8], truth=truth[:8])
+    np.savez_compressed(run / "restored.npz", mean=mean[:8], one=samples[:8, 0], std=spread[:8], truth=truth[:8])
     return values
 
 
@@ -109,10 +131,14 @@ def classical_row(name: str, method: str, data: Path, out: Path) -> dict[str, An
     tuning, test = frozen.tuning, frozen.test
     chosen = grid[0]
     if len(grid) > 1:
-        chosen = tune(function, tuning.read(slice(None)), tuning.references(slice(None)) / _scale(tuning), grid)
+        known = tuning.references(slice(None)) / _scale(tuning)
+        chosen = tune(function, tuning.read(slice(None)), known, grid, _mask(task, known))
     truth = test.references(slice(None)) / _scale(test)
-    mask = head_mask(truth) if task.masked else np.ones(truth.shape, bool)
-    scores = score(function(test.read(slice(None)), chosen), truth, mask)
+    images = function(test.read(slice(None)), chosen)
+    scores = _score(images, truth, _mask(task, truth))
+    run = out / name / method
+    run.mkdir(exist_ok=True)
+    np.savez_compressed(run / "restored.npz", mean=images[:8], truth=truth[:8])
     row: dict[str, Any] = {"task": name, "method": method, "seed": 0, "options": {}, "chosen": str(chosen)}
     return row | {name: float(value.mean()) for name, value in scores.items()}
 
@@ -124,7 +150,7 @@ def record(row: dict[str, Any], path: Path) -> None:
         "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "versions": {name: metadata.version(name) for name in ("ambient-sci", "torch", "numpy", "diffusers")},
     }
-    key = ("task", "method", "seed", "options", "budget")
+    key = ("task", "method", "seed", "options", "budget", "scans")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -133,6 +159,17 @@ def record(row: dict[str, Any], path: Path) -> None:
         rows.sort(key=lambda r: [json.dumps(r.get(k)) for k in key])
         with replacing(path) as partial:
             partial.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _mask(task: Task, truth: Tensor) -> NDArray[np.bool_]:
+    return head_mask(truth) if task.masked else np.ones(truth.shape, bool)
+
+
+def _score(images: Tensor, truth: Tensor, mask: NDArray[np.bool_]) -> dict[str, NDArray[np.float64]]:
+    """All metrics, without SSIM where images are smaller than its window."""
+    if min(truth.shape[-2:]) >= 11:
+        return score(images, truth, mask)
+    return {"nrmse": nrmse(images, truth, mask), "psnr": psnr(images, truth, mask)}
 
 
 def _scale(store: Store) -> Tensor:

@@ -161,6 +161,15 @@ def test_tuning_finds_the_best_of_the_grid():
     assert tune(l1_wavelet_batch, m, x, grid) == grid[int(np.argmin(errors))]
 
 
+def test_tuning_counts_the_pixels_of_a_mask():
+    x, m = sense_scans(batch=1, size=16)
+    mask = torch.zeros(x.shape, dtype=torch.bool)
+    mask[..., 8, 8] = True
+    images = {"right inside": torch.where(mask, x, 0), "right outside": torch.where(mask, 0, x)}
+    assert tune(lambda m, name: images[name], m, x, list(images)) == "right outside"
+    assert tune(lambda m, name: images[name], m, x, list(images), mask) == "right inside"
+
+
 def test_tuning_without_references_comes_close():
     x, m = sense_scans()
     grid = [0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 1.0]

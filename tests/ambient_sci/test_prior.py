@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ambient_sci import load_prior, open_store
 from ambient_sci.checkpoint import load_tensors, replacing, save_tensors
 from ambient_sci.config import TrainConfig
-from ambient_sci.denoise import Denoiser, EDMDenoiser, GaussianDenoiser
+from ambient_sci.denoise import Denoiser, EDMDenoiser, GaussianDenoiser, GaussianMixtureDenoiser
 from ambient_sci.errors import CheckpointError, ConfigError, DataError, NotFoundError, OutputError
 from ambient_sci.measurement import randn_like
 from ambient_sci.network import UNet, as_complex, as_real, best_precision
@@ -71,6 +71,46 @@ def test_gaussian_denoiser_against_the_dense_formula(dtype: torch.dtype) -> None
         gain = covariance @ torch.linalg.inv(covariance + s**2 * torch.eye(n, dtype=dtype))
         want = mean.flatten() + gain @ (x[scan] - mean).flatten()
         torch.testing.assert_close(got[scan].flatten(), want)
+
+
+@pytest.mark.parametrize("dtype", [REAL, COMPLEX])
+def test_mixture_denoiser_against_tweedie(dtype: torch.dtype) -> None:
+    """The gradient of the log density of noisy images, of dense covariances of their real components."""
+    shape, n = (1, 2, 3), 6
+    factors = randn_like(torch.zeros(3, n, 4, dtype=dtype), generator(1))  # of rank 4: positive semi-definite
+    covariances = factors @ factors.mH / n
+    means = randn_like(torch.zeros(3, *shape, dtype=dtype), generator(2))
+    weights = torch.tensor([1.0, 2.0, 0.5], dtype=REAL)
+    x = randn_like(torch.zeros(4, *shape, dtype=dtype), generator(3))
+    sigma = torch.tensor([0.1, 0.5, 1.0, 5.0], dtype=REAL)
+    got = GaussianMixtureDenoiser(weights, means, covariances)(x, sigma)
+
+    def parts(z: Tensor) -> Tensor:
+        return torch.cat([z.real, z.imag], -1) if dtype.is_complex else z
+
+    for scan, s in enumerate(sigma.tolist()):
+        point = parts(x[scan].flatten()).clone().requires_grad_()
+        logs = []
+        for weight, mean, covariance in zip(weights, means, covariances, strict=True):
+            real = covariance
+            if dtype.is_complex:
+                real = torch.cat([parts(covariance.conj()), parts(1j * covariance.conj())])
+            law = torch.distributions.MultivariateNormal(
+                parts(mean.flatten()), real + s**2 * torch.eye(len(real), dtype=REAL)
+            )
+            logs.append(weight.log() + law.log_prob(point))
+        score = torch.autograd.grad(torch.stack(logs).logsumexp(0), point)[0]
+        torch.testing.assert_close(parts(got[scan].flatten()), (point + s**2 * score).detach())
+
+
+@pytest.mark.parametrize("dtype", [REAL, COMPLEX])
+def test_mixture_of_one_is_a_gaussian(dtype: torch.dtype) -> None:
+    mean = randn_like(torch.zeros(1, 2, 2, dtype=dtype), generator(1))
+    covariance = torch.diag(torch.tensor([0.0, 0.1, 1.0, 3.0], dtype=REAL))
+    x = randn_like(torch.zeros(2, 1, 2, 2, dtype=dtype), generator(2))
+    sigma = torch.tensor([0.3, 2.0], dtype=REAL)
+    got = GaussianMixtureDenoiser(torch.ones(1, dtype=REAL), mean[None], covariance[None])(x, sigma)
+    torch.testing.assert_close(got, GaussianDenoiser(mean, covariance)(x, sigma))
 
 
 @pytest.mark.parametrize("like", [torch.zeros(1, 1, dtype=REAL), torch.zeros(1, 1, dtype=COMPLEX)])

@@ -1,0 +1,267 @@
+"""Tables of learning, made from the file of results: ``python -m benchmarks.learning.table``.
+
+Writes them into ``benchmarks/README.md`` between its markers. A number is the mean over seeds, with the standard
+deviation of one seed where there are several; the targets are judged on means.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ambient_sci.checkpoint import replacing
+from benchmarks.learning.run import CLEAN, LEARNED
+from benchmarks.learning.tasks import TASKS
+
+__all__ = ["Group", "document", "groups", "judged", "write"]
+
+ROOT = Path(__file__).parents[1]
+MARKERS = ("<!-- learning -->\n", "<!-- /learning -->")
+COLUMNS = {
+    "nrmse": ("NRMSE", "{:.3f}"),
+    "oracle": ("of the oracle's", "{:.2f}"),
+    "nrmse_one": ("one sample", "{:.3f}"),
+    "psnr": ("PSNR / dB", "{:.1f}"),
+    "ssim": ("SSIM", "{:.3f}"),
+    "coverage_90": ("in 90% intervals", "{:.3f}"),
+    "frechet": ("Fréchet", "{:.3g}"),
+    "sliced_wasserstein": ("patches", "{:.3f}"),
+    "spectrum_error": ("spectrum", "{:.3f}"),
+    "excess": ("excess", "{:.3f}"),
+    "nrmse_ratio": ("of the exact", "{:.2f}"),
+    "minutes": ("minutes", "{:.1f}"),
+}
+FLOORS = ("frechet", "sliced_wasserstein", "spectrum_error")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that differ in their seeds alone."""
+
+    task: str
+    method: str
+    options: dict[str, Any]
+    budget: int | None
+    scans: int | None
+    seeds: int
+    mean: dict[str, float]
+    spread: dict[str, float]
+
+    @property
+    def is_default(self) -> bool:
+        """Whether the method ran as it comes, on all scans."""
+        return not self.options and self.scans is None
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether it is a method of learning, not a classical one."""
+        return self.method in LEARNED
+
+    @property
+    def label(self) -> str:
+        """Method, and what is not as it comes."""
+        parts = [f"{name}={value}" for name, value in self.options.items()]
+        parts += [f"{self.scans} scans"] if self.scans else []
+        return self.method + (f" ({', '.join(parts)})" if parts else "")
+
+
+def groups(rows: Iterable[dict[str, Any]]) -> list[Group]:
+    """Put rows of several seeds together; those of a task stand together, the best first."""
+    together: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        shared = [row["task"], row["method"], row["options"], row.get("budget"), row.get("scans")]
+        together.setdefault(json.dumps(shared), []).append(row)
+    found = []
+    for key, same in together.items():
+        values = {
+            name: [row[name] for row in same]
+            for name in same[0]
+            if name not in ("seed", "budget", "scans") and all(isinstance(row.get(name), float | int) for row in same)
+        }
+        if "seconds" in values:
+            values["minutes"] = [value / 60 for value in values["seconds"]]
+        mean = {name: float(np.mean(every)) for name, every in values.items()}
+        spread = {name: float(np.std(every, ddof=1)) for name, every in values.items() if len(every) > 1}
+        task, method, options, budget, scans = json.loads(key)
+        found.append(Group(task, method, options, budget, scans, len(same), mean, spread))
+    order = list(TASKS)
+    return sorted(found, key=lambda g: (order.index(g.task), g.budget or 0, g.mean.get("nrmse", math.inf)))
+
+
+def document(every: Sequence[Group]) -> str:
+    """All tables and what became of the targets, as Markdown."""
+    verdicts = [f"| {' | '.join(line)} |\n" for line in judged(every)]
+    parts = ["| target | measured | |\n|---|---|---|\n" + "".join(verdicts)]
+    for task in dict.fromkeys(group.task for group in every):
+        of_task = [group for group in every if group.task == task]
+        classical = [group for group in of_task if not group.is_learned]
+        budgets = sorted({group.budget or 0 for group in of_task if group.is_learned})
+        for budget in budgets or [0]:
+            trained = [group for group in of_task if group.is_learned and (group.budget or 0) == budget]
+            parts.append(_table(task, budget, [*classical, *trained]))
+    return "\n".join(parts)
+
+
+def _table(task: str, budget: int, some: list[Group]) -> str:
+    oracle = next((group for group in some if group.method == "oracle" and group.is_default), None)
+    known = [name for name in COLUMNS if name == "oracle" or any(name in group.mean for group in some)]
+    lines = [
+        f"#### {task}" + (f", budget {budget}" if budget else ""),
+        "",
+        "| method | " + " | ".join(COLUMNS[name][0] for name in known) + " | seeds |",
+        "|---|" + "--:|" * (len(known) + 1),
+    ]
+    for group in sorted(some, key=lambda g: -g.mean.get("nrmse", math.inf)):
+        cells = []
+        for name in known:
+            form, value, spread = COLUMNS[name][1], group.mean.get(name), group.spread.get(name)
+            if name == "oracle":
+                value = group.mean["nrmse"] / oracle.mean["nrmse"] if oracle else None
+            shown = "" if value is None else form.format(value)
+            cells.append(shown + (f" ± {form.format(spread)}" if shown and spread is not None else ""))
+        lines.append(f"| {group.label} | {' | '.join(cells)} | {group.seeds} |")
+    floors = [
+        f"{COLUMNS[name][0]} {COLUMNS[name][1].format(group.mean[f'{name}_floor'])}"
+        for group in some[-1:]
+        for name in FLOORS
+        if f"{name}_floor" in group.mean
+    ]
+    return "\n".join(lines) + "\n" + (f"\nAs many clean images have: {', '.join(floors)}.\n" if floors else "")
+
+
+# ------------------------------------------------------------------------------------------------------------- targets
+
+
+class _Results:
+    """Groups as they come, at the largest budget at which there is an oracle."""
+
+    def __init__(self, every: Sequence[Group]) -> None:
+        plain = [group for group in every if group.is_default]
+        budgets: dict[str, list[int]] = {}
+        for group in plain:
+            if group.method == "oracle":
+                budgets.setdefault(group.task, []).append(group.budget or 0)
+        self.plain = [
+            group for group in plain if not group.is_learned or group.budget == max(budgets.get(group.task, [-1]))
+        ]
+
+    def __call__(self, task: str, method: str, name: str = "nrmse") -> float | None:
+        """Look up a number of a method."""
+        for group in self.plain:
+            if group.task == task and group.method == method:
+                return group.mean.get(name)
+        return None
+
+    def best(self, task: str, name: str = "nrmse") -> tuple[float, str] | None:
+        """Find the least number among methods that learn from measurements alone, and whose it is."""
+        found = [
+            (group.mean[name], group.method)
+            for group in self.plain
+            if group.task == task and group.is_learned and group.method not in CLEAN and name in group.mean
+        ]
+        return min(found, default=None)
+
+
+Verdict = tuple[str, bool] | None
+
+
+def _ratio(best: tuple[float, str] | None, other: float | None, limit: float) -> Verdict:
+    if best is None or other is None:
+        return None
+    ratio = best[0] / other
+    return f"{best[1]}: {ratio:.2f}", ratio <= limit
+
+
+def _radio(results: _Results) -> Verdict:
+    classical = [(g.mean["nrmse"], g.method) for g in results.plain if g.task == "radio" and not g.is_learned]
+    best = results.best("radio")
+    if best is None or not classical:
+        return None
+    value, method = min(classical)
+    return f"{best[1]} {best[0]:.3f}, {method} {value:.3f}", best[0] < value
+
+
+def _coverage(results: _Results) -> Verdict:
+    found = [
+        (group.mean["coverage_90"], f"{group.task} {group.method}")
+        for group in results.plain
+        if group.task.startswith("mri") and "coverage_90" in group.mean
+    ]
+    if not found:
+        return None
+    (low, where), (high, there) = min(found), max(found)
+    return f"{low:.3f} ({where}) to {high:.3f} ({there})", low >= 0.87 and high <= 0.93
+
+
+def _em_ahead(results: _Results) -> Verdict:
+    em, ambient = (results("digits-p75", method, "frechet") for method in ("em", "ambient"))
+    return None if em is None else _ratio((em, "em"), ambient, 0.8)
+
+
+def _l1_edm(results: _Results) -> Verdict:
+    pairs = [
+        (task, best, value)
+        for task in TASKS
+        if (best := results.best(task)) is not None and (value := results(task, "l1-edm")) is not None
+    ]
+    if not pairs:
+        return None
+    not_beaten = [task for task, best, value in pairs if best[1] == "l1-edm"]
+    return f"not on {', '.join(not_beaten)}" if not_beaten else f"on {len(pairs)} tasks", not not_beaten
+
+
+TARGETS: dict[str, Callable[[_Results], Verdict]] = {
+    "mri-r4: NRMSE of the best, over the oracle's, at most 1.15": lambda r: _ratio(
+        r.best("mri-r4"), r("mri-r4", "oracle"), 1.15
+    ),
+    "mri-r4: the same, aim 1.05": lambda r: _ratio(r.best("mri-r4"), r("mri-r4", "oracle"), 1.05),
+    "mri-r4: over tuned total variation's, at most 0.65": lambda r: _ratio(r.best("mri-r4"), r("mri-r4", "tv"), 0.65),
+    "mri-r8: over the oracle's, at most 1.20": lambda r: _ratio(r.best("mri-r8"), r("mri-r8", "oracle"), 1.20),
+    "mri-r8: the same, aim 1.10": lambda r: _ratio(r.best("mri-r8"), r("mri-r8", "oracle"), 1.10),
+    "digits-p75: Fréchet distance of the best, over the oracle's, at most 1.5": lambda r: _ratio(
+        r.best("digits-p75", "frechet"), r("digits-p75", "oracle", "frechet"), 1.5
+    ),
+    "digits-p75: Fréchet distance of em, over ambient's, at most 0.8": _em_ahead,
+    "radio: better than every classical method": _radio,
+    "MRI: 90% intervals hold 87 to 93%": _coverage,
+    "l1-edm is beaten everywhere": _l1_edm,
+}
+
+
+def judged(every: Sequence[Group]) -> list[tuple[str, str, str]]:
+    """Target, what was measured, and whether it is met."""
+    results, lines = _Results(every), []
+    for target, judge in TARGETS.items():
+        verdict = judge(results)
+        text, met = ("", "not measured") if verdict is None else (verdict[0], "met" if verdict[1] else "NOT met")
+        lines.append((target, text, met))
+    return lines
+
+
+def write(text: str, readme: Path) -> None:
+    """Put the tables between the markers of a Markdown file."""
+    whole = readme.read_text()
+    before, opening, rest = whole.partition(MARKERS[0])
+    _, closing, after = rest.partition(MARKERS[1])
+    if not opening or not closing:
+        raise SystemExit(f"error: {readme} lacks the markers {' and '.join(marker.strip() for marker in MARKERS)}")
+    with replacing(readme) as partial:
+        partial.write_text(before + opening + text + closing + after)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Make the tables anew."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.learning.table", description=__doc__)
+    parser.add_argument("--results", type=Path, default=ROOT / "results" / "learning.json")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    options = parser.parse_args(argv)
+    write(document(groups(json.loads(options.results.read_text()))), options.readme)
+
+
+if __name__ == "__main__":
+    main()
