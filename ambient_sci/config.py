@@ -76,8 +76,11 @@ class TrainConfig(BaseModel):
     em_growth: float = Field(
         1.0, ge=1, description="em: how many times more scans a lap draws samples of than the last"
     )
-    em_level: float = Field(1.0, gt=0, description="em: noise from which samples are renewed, in units of sigma_data")
-    em_steps: int = Field(6, ge=1, description="em: sampler steps of the posterior samples")
+    em_level: float = Field(1.5, gt=0, description="em: noise from which samples are renewed, in units of sigma_data")
+    em_steps: int = Field(8, ge=1, description="em: sampler steps of the posterior samples")
+    em_solver: Literal["euler", "multistep"] = Field(
+        "euler", description="em: euler narrows the posterior samples, multistep widens those of a poor network"
+    )
     em_iterations: int = Field(2, ge=1, description="em: conjugate gradient iterations of the posterior samples")
 
     @property
