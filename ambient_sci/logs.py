@@ -21,7 +21,7 @@ from ambient_sci.checkpoint import replacing
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets.store import Store
 from ambient_sci.distributed import main
-from ambient_sci.errors import ConfigError
+from ambient_sci.errors import ConfigError, DataError
 from ambient_sci.measurement import Measurement
 from ambient_sci.plot import tiles
 from ambient_sci.posterior.ambient import AmbientDenoiser
@@ -93,11 +93,13 @@ class Log:
     def _look(self, prior: Prior, seen: int) -> dict[str, float]:
         from PIL import Image
 
-        picture = tiles(self._samples(prior))
-        with contextlib.suppress(OSError), replacing(self.run / "samples.png") as partial:
-            Image.fromarray(picture).save(partial, format="png")
-        if self._board is not None:
-            self._board.add_image("samples", picture, seen, dataformats="HW")
+        # an ambient prior of projections restores, but has no samples: noise of images is no noise of theirs
+        with contextlib.suppress(DataError):
+            picture = tiles(self._samples(prior))
+            with contextlib.suppress(OSError), replacing(self.run / "samples.png") as partial:
+                Image.fromarray(picture).save(partial, format="png")
+            if self._board is not None:
+                self._board.add_image("samples", picture, seen, dataformats="HW")
         if not self.validation:
             return {}
         found = held_out_error(prior, self.validation)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import ambient_sci.logs
 import ambient_sci.methods.em
+import ambient_sci.methods.starts
 import ambient_sci.runs
 import ambient_sci.training
 from ambient_sci.config import TrainConfig
@@ -48,7 +49,7 @@ def main(folder: Path) -> None:
     note_losses(AmbientLearner)
     draw = ambient_sci.methods.em.draw_posterior
     ambient_sci.methods.em.draw_posterior = note_draws
-    ambient_sci.methods.em.CHUNK = 8
+    ambient_sci.methods.starts.CHUNK = 8
     if rank:
         ambient_sci.runs.save_tensors = ambient_sci.runs.replacing = ambient_sci.logs.replacing = forbidden
         ambient_sci.logs.json = SimpleNamespace(dumps=forbidden)

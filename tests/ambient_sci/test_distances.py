@@ -117,9 +117,6 @@ def test_training_is_deterministic(learning: SimpleNamespace, blobs: Blobs) -> N
     one, other = (learning.features.train_features(images, classes, (8, 8, 8), shown=256) for _ in range(2))
     for name, value in one.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
-    scores = one.of(images)
-    np.testing.assert_allclose(scores.mean(0), 0, atol=1e-5)
-    np.testing.assert_allclose(scores.std(0, ddof=1), 1, atol=1e-4)
 
 
 @pytest.mark.parametrize(("dataset", "size"), [("brain", 64), ("digits", 28), ("galaxies", 64)])

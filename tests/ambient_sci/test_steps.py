@@ -14,7 +14,7 @@ from ambient_sci.checkpoint import load_tensors
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets import open_store
 from ambient_sci.errors import ConfigError
-from ambient_sci.methods import METHODS, Learner
+from ambient_sci.methods import METHODS, Learner, starts
 from ambient_sci.prior import Prior, build_denoiser, load_prior
 from ambient_sci.seeding import stream
 from ambient_sci.training import train
@@ -149,7 +149,7 @@ def test_a_signal_in_a_lap_does_not_wait_for_its_end(
     store_path: Path, tmp_path: Path, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lap is drawn anew by the continuation, to the same bits."""
-    monkeypatch.setattr(em, "CHUNK", 16)
+    monkeypatch.setattr(starts, "CHUNK", 16)
     calls = []
     draw = em.draw_posterior
 

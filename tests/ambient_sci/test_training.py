@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -244,6 +244,15 @@ def test_a_run_that_diverges_at_once_says_that_nothing_is_kept(
         train(config, network=Gain(1, lambda y: torch.nan * y), progress=False)
 
 
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """Ctrl-C interrupts, which it does not where the tests were started in a shell's background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_leave_a_checkpoint(
     number: signal.Signals, store_path: Path, tmp_path: Path, small: dict[str, Any]
@@ -269,6 +278,7 @@ def test_signals_leave_a_checkpoint(
     assert first == second
 
 
+@pytest.mark.usefixtures("heeded")
 def test_a_second_key_press_does_not_wait(store_path: Path, tmp_path: Path, small: dict[str, Any]) -> None:
     def struck(y: torch.Tensor) -> torch.Tensor:
         signal.raise_signal(signal.SIGINT)

@@ -475,7 +475,7 @@ def test_least_squares_of_a_stack(dtype: torch.dtype) -> None:
     found = least_squares(A, A(x), iterations=60)
     assert found.dtype == dtype
     torch.testing.assert_close(A(found), A(x), rtol=1e-4, atol=1e-4)
-    assert (found.abs().square().sum() <= x.abs().square().sum()).item()
+    assert (found.abs().square().sum() <= (1 + 1e-6) * x.abs().square().sum()).item()
 
 
 def test_damping_is_checked() -> None:
