@@ -14,7 +14,7 @@ from ambient_sci.errors import ConfigError
 
 __all__ = ["EMStart", "Method", "TrainConfig"]
 
-Method = Literal["em", "ambient", "l1-edm", "tv-edm", "naive", "oracle"]
+Method = Literal["em", "ambient", "l1-edm", "tv-edm", "ambient-gan", "naive", "oracle"]
 EMStart = Literal["l1-wavelet", "tv", "gaussian"]
 
 
@@ -29,7 +29,8 @@ class TrainConfig(BaseModel):
     store: Path = Field(description="store of measurements to learn from")
     out: Path = Field(description="folder of the run; run again to resume")
     method: Method = Field(
-        "em", description="em, ambient; for comparison l1-edm, tv-edm, naive, and oracle, which needs references"
+        "em",
+        description="em, ambient; to compare l1-edm, tv-edm, ambient-gan, naive, oracle (on references)",
     )
     images: int = Field(25_000, ge=1, description="length of the training, in images")
     batch: int = Field(8, ge=1, description="images in a step, of all processes together")

@@ -8,6 +8,7 @@ from ambient_sci.methods.ambient import AmbientLearner
 from ambient_sci.methods.base import ImageLearner, Learner
 from ambient_sci.methods.baselines import OracleLearner, TotalVariationLearner, WaveletLearner
 from ambient_sci.methods.em import EMLearner
+from ambient_sci.methods.gan import AmbientGANLearner
 
 __all__ = ["METHODS", "ImageLearner", "Learner"]
 
@@ -16,6 +17,7 @@ METHODS: dict[Method, Callable[[TrainConfig, Store, bool], Learner]] = {
     "ambient": AmbientLearner,
     "l1-edm": WaveletLearner,
     "tv-edm": TotalVariationLearner,
+    "ambient-gan": AmbientGANLearner,
     "naive": AmbientLearner,
     "oracle": OracleLearner,
 }

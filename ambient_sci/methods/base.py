@@ -109,12 +109,16 @@ class ImageLearner(ABC):
         scans, config = self.scans(), self.config
         self._order = (scans[some] for some in batch_indices(len(scans), config.batch, config.seed, start=seen))
 
+    def pick(self, scans: Tensor, generator: torch.Generator) -> Tensor:
+        """Images of some scans, ``(len(scans), channel, *spatial)``, on the CPU."""
+        assert self.images is not None
+        return self.images[scans]
+
     def draw(self, generator: torch.Generator) -> Batch:
         """Draw the next images, with noise and its levels."""
-        assert self.images is not None
         assert self._order is not None
         index = torch.from_numpy(next(self._order))
-        images = turn(self.images[index], generator)
+        images = turn(self.pick(index, generator), generator)
         sigma = training_levels(len(images), self.sigma_data, generator)
         return Batch(index, (images, sigma, randn_like(images, generator)))
 

@@ -37,6 +37,7 @@ LEARNED: dict[str, dict[str, Any]] = {
     "ambient": {"method": "ambient"},
     "l1-edm": {"method": "l1-edm"},
     "tv-edm": {"method": "tv-edm"},
+    "ambient-gan": {"method": "ambient-gan"},
     "naive": {"method": "naive"},
     "oracle": {"method": "oracle"},
 }

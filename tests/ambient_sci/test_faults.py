@@ -259,7 +259,8 @@ def test_scans_that_there_are_not(refused: Callable[..., str], store: Path, run:
         ({"images": "many"}, "option 'images': input should be a valid integer"),
         (
             {"method": "magic"},
-            "option 'method': input should be 'em', 'ambient', 'l1-edm', 'tv-edm', 'naive' or 'oracle', got 'magic'",
+            "option 'method': input should be 'em', 'ambient', 'l1-edm', 'tv-edm', 'ambient-gan', 'naive' or 'oracle', "
+            "got 'magic'",
         ),
         ({"thinning": 1.5}, "option 'thinning': input should be less than or equal to 1, got 1.5"),
         ({"widths": [32, 40]}, "option 'widths.1': input should be a multiple of 32, got 40"),
@@ -315,7 +316,10 @@ def test_what_the_command_line_itself_refuses(refused: Callable[..., str], store
         (("train", store), "Missing option '--out'. (see `ambient-sci train --help`)"),
         (("info", store, "--verbose"), "No such option: --verbose"),
         (("sample", "run", "--count", 0), "Invalid value for '--count'"),
-        (("train", store, "--out", "r", "--method", "magic"), "'em', 'ambient', 'l1-edm', 'tv-edm', 'naive', 'oracle'"),
+        (
+            ("train", store, "--out", "r", "--method", "magic"),
+            "'em', 'ambient', 'l1-edm', 'tv-edm', 'ambient-gan', 'naive', 'oracle'",
+        ),
         (("import", "scanner"), "No such command 'scanner'. (see `ambient-sci import --help`)"),
     ):
         assert said.lower() in refused(*arguments).lower(), arguments

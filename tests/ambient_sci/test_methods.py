@@ -15,6 +15,7 @@ from ambient_sci.config import TrainConfig
 from ambient_sci.datasets import open_store, simulate
 from ambient_sci.methods import METHODS
 from ambient_sci.methods.base import ImageLearner
+from ambient_sci.methods.gan import AmbientGANLearner
 from ambient_sci.posterior.ambient import restore
 from ambient_sci.training import train
 
@@ -65,3 +66,49 @@ def test_learned_images_are_the_classical_reconstructions(method: str, store_pat
         warnings.filterwarnings("ignore", "the best value")
         chosen = tune_held_out(restore_, store.read(range(16)), (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1))
     torch.testing.assert_close(images[30:34], restore_(store.read(range(30, 34)), chosen), rtol=1e-3, atol=1e-4)
+
+
+def gan(store: Path, out: Path, images: int) -> AmbientGANLearner:
+    config = TrainConfig(
+        store=store, out=out, method="ambient-gan", images=images, widths=(32, 32), sigma_data=0.3, precision="fp32"
+    )
+    return AmbientGANLearner(config, open_store(store), False)
+
+
+def advance(learner: AmbientGANLearner, start: int, end: int) -> None:
+    for seen in range(start, end, 8):
+        learner.prepare(seen, None)  # type: ignore[arg-type]
+
+
+def test_a_gan_that_was_stopped_goes_on_as_if_it_had_not_been(store_path: Path, tmp_path: Path) -> None:
+    """Stopped in the middle of its training, and between two of its steps, which are rarer than the denoiser's."""
+    whole, first, second = (gan(store_path, tmp_path, 400) for _ in range(3))
+    advance(whole, 0, 296)
+    advance(first, 0, 104)
+    second.load({name: value.clone() for name, value in first.state().items()})
+    advance(second, 104, 296)
+    assert whole.steps == second.steps == 10
+    state, other = whole.state(), second.state()
+    assert state.keys() == other.keys()
+    assert all(torch.equal(state[name], other[name]) for name in state)
+    images = whole.pick(torch.arange(5), torch.Generator().manual_seed(0))
+    assert torch.equal(images, second.pick(torch.arange(5), torch.Generator().manual_seed(0)))
+    assert images.dtype == torch.complex64
+    assert images.shape == (5, 1, 16, 16)
+
+
+def test_a_gan_learns_pixels_that_scans_miss(tmp_path: Path) -> None:
+    """Every scan lacks half of a fixed pattern of random brightness; what is generated has all of it."""
+    rng = np.random.default_rng(0)
+    pattern = rng.choice([0.0, 1.0], (8, 8))
+    images = pattern * rng.uniform(0.5, 1, (200, 1, 1))
+    store = simulate(images, tmp_path / "scans.zarr", operator="mask", keep=0.5, noise=0.05)
+    learner = gan(store.path, tmp_path, 6400)
+
+    def error() -> float:
+        drawn = learner.pick(torch.arange(200), torch.Generator().manual_seed(0))[:, 0]
+        return float(np.linalg.norm(drawn.mean(0).numpy() - images.mean(0)) / np.linalg.norm(images.mean(0)))
+
+    before = error()
+    advance(learner, 0, 6400)
+    assert error() < 0.25 < before

@@ -42,7 +42,7 @@ def assert_same_bits(run: Path, other: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("method", ["em", "ambient", "tv-edm"])
+@pytest.mark.parametrize("method", ["em", "ambient", "tv-edm", "ambient-gan"])
 def test_references_are_never_read(method: str, store_path: Path, tmp_path: Path, small: dict[str, Any]) -> None:
     bare = tmp_path / "bare.zarr"
     shutil.copytree(store_path, bare)
