@@ -52,6 +52,12 @@ class TrainConfig(BaseModel):
         None, gt=0, description="standard deviation of the images; estimated when not given"
     )
 
+    start_from: Path | None = Field(
+        None, description="earlier run whose weights to begin with, or, for em, the images that it restores"
+    )
+    clean: Path | None = Field(None, description="store with references: a few clean images to learn from as well")
+    clean_share: float = Field(0.1, gt=0, lt=1, description="chance that an image of a batch is one of the clean ones")
+
     learning_rate: float = Field(3e-3, gt=0, description="peak learning rate of AdamW")
     warmup: int = Field(500, ge=0, description="images over which the learning rate rises")
     ema: int = Field(1_000, ge=1, description="half-life of the averaged weights, in images")
@@ -79,7 +85,7 @@ class TrainConfig(BaseModel):
     )
     em_level: float = Field(1.5, gt=0, description="em: noise from which samples are renewed, in units of sigma_data")
     em_steps: int = Field(8, ge=1, description="em: sampler steps of the posterior samples")
-    em_solver: Literal["euler", "multistep"] = Field(
+    em_solver: Literal["euler", "multistep", "mixed"] = Field(
         "euler", description="em: euler narrows the posterior samples, multistep widens those of a poor network"
     )
     em_iterations: int = Field(2, ge=1, description="em: conjugate gradient iterations of the posterior samples")

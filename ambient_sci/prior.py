@@ -23,7 +23,7 @@ from ambient_sci.sample import Solver, sample
 from ambient_sci.schedule import edm_levels
 from ambient_sci.seeding import scan_noise, stream
 
-__all__ = ["Prior", "build_denoiser", "load_prior", "resolve_device"]
+__all__ = ["Prior", "build_denoiser", "load_prior", "prior_file", "resolve_device"]
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,18 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def prior_file(run: Path) -> Path:
+    """Find the prior of a run, given its folder or the file itself; raises `NotFoundError`."""
+    if not run.exists():
+        raise NotFoundError(f"no run at {run}; `ambient-sci train STORE --out {run}` makes one")
+    path = run / "prior.safetensors" if run.is_dir() else run
+    if not path.exists():
+        raise NotFoundError(
+            f"no prior.safetensors in {run}: not a run, or one that has not reached its first checkpoint"
+        )
+    return path
+
+
 def load_prior(run: Path | str, device: str = "auto", network: nn.Module | None = None) -> Prior:
     """Load what `ambient_sci.train` learned.
 
@@ -190,14 +202,7 @@ def load_prior(run: Path | str, device: str = "auto", network: nn.Module | None 
     NotFoundError, CheckpointError
         If there is nothing to load, or it does not fit this release.
     """
-    run = Path(run)
-    if not run.exists():
-        raise NotFoundError(f"no run at {run}; `ambient-sci train STORE --out {run}` makes one")
-    path = run / "prior.safetensors" if run.is_dir() else run
-    if not path.exists():
-        raise NotFoundError(
-            f"no prior.safetensors in {run}: not a run, or one that has not reached its first checkpoint"
-        )
+    path = prior_file(Path(run))
     tensors, header = load_tensors(path)
     target = resolve_device(device)
     try:

@@ -109,10 +109,13 @@ class State:
 
 
 def start_run(run: Path, config: TrainConfig) -> bool:
-    """Make the run's folder, or check that it continues the same run. Returns whether there is something to resume."""
+    """Make the run's folder, or check that it continues the same run. Returns whether there is something to resume.
+
+    A run without a checkpoint begins anew, with whatever options: it often has none because its options were wrong.
+    """
     path = run / "config.json"
     started = (run / "checkpoint.safetensors").exists()
-    if path.exists():
+    if path.exists() and started:
         old = TrainConfig.from_json(path.read_text()).model_dump()
         changed = [k for k, v in config.model_dump().items() if k not in CONTINUABLE and str(old[k]) != str(v)]
         if changed:
@@ -120,10 +123,12 @@ def start_run(run: Path, config: TrainConfig) -> bool:
             raise ConfigError(
                 f"the run in {run} was started with other options: {text}; give another --out, or the same options"
             )
-    elif run.exists() and any(run.iterdir()):
+    elif not path.exists() and run.exists() and any(run.iterdir()):
         raise OutputError(f"{run} exists and is not a run; choose another folder for the run")
     wait()  # until every process has looked
     if main():
         with replacing(path) as partial:
             partial.write_text(config.model_dump_json(indent=2) + "\n")
+        if not started:
+            (run / "log.jsonl").unlink(missing_ok=True)
     return started

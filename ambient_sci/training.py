@@ -25,6 +25,7 @@ from ambient_sci.seeding import stream
 from ambient_sci.signals import Interrupted, Signals
 from ambient_sci.steps import Average, backward, check_step, learning_rate, own_parts, prepare_network
 from ambient_sci.validation import set_scans_aside, validation_count
+from ambient_sci.warm_start import earlier_options, warm_start
 
 __all__ = ["train"]
 
@@ -72,6 +73,8 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         denoiser = build_denoiser(config, image_shape, store.is_complex, network).to(device)
+    if config.start_from is not None and not started:
+        warm_start(denoiser, config)
     equalise(denoiser.state_dict().values())  # a module that was passed may have been made without a seed
     averaged = copy.deepcopy(denoiser).eval().requires_grad_(False)
     prepare_network(denoiser, config)
@@ -138,7 +141,9 @@ def _resolve(config: TrainConfig, store: Store, device: torch.device) -> TrainCo
     update: dict[str, Any] = {"validation_scans": count}
     if config.precision == "auto":
         update["precision"] = best_precision(device)
-    if config.sigma_data is None:
+    if config.sigma_data is None and config.start_from is not None:
+        update["sigma_data"] = earlier_options(config.start_from).sigma_data
+    elif config.sigma_data is None:
         learned_from = store.head(len(store) - count)
         some = learned_from.read(learned_from.groups[0].scans[:64])
         image = some.operator.adjoint(some.y)

@@ -144,7 +144,7 @@ LINES = [
     "network, denoise, schedule, sample, posterior, objectives, prior, checkpoint, config, baselines, stationary, "
     "evaluate.metrics, plot, report",
     "datasets",
-    "methods, validation, runs, steps, logs, training, reconstruction, evaluate.compare, check",
+    "methods, warm_start, validation, runs, steps, logs, training, reconstruction, evaluate.compare, check",
     "demo",
     "cli, cli_import",
 ]

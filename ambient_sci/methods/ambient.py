@@ -10,6 +10,7 @@ from torch import Tensor
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets.loader import batches
 from ambient_sci.datasets.store import Store
+from ambient_sci.errors import ConfigError
 from ambient_sci.measurement import Measurement
 from ambient_sci.methods.base import Batch, turn
 from ambient_sci.objectives import ambient_loss, corruption
@@ -22,11 +23,14 @@ __all__ = ["AmbientLearner"]
 class AmbientLearner:
     """Learns to restore measurements of which it is shown a part.
 
-    With method ``naive`` it is shown all of them. What a scan has not measured then never enters the loss, and nothing
-    is learned about it: the control that says what hiding is for.
+    With method ``naive`` it is shown all of them, and what a scan has not measured never enters its loss: the control
+    that says what hiding is for. A network with weights of its own for what is missing learns nothing about it; a
+    convolutional one fills it in as it smooths what is there, since its weights are the same everywhere.
     """
 
     def __init__(self, config: TrainConfig, store: Store, progress: bool) -> None:
+        if config.clean is not None:
+            raise ConfigError(f"method {config.method!r} learns from measurements alone: clean goes with em and others")
         self.config, self.store = config, store
         self.sigma_data = float(config.sigma_data or 0)  # resolved before there is a learner
         self._batches: Iterator[Measurement] | None = None

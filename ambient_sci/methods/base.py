@@ -22,7 +22,9 @@ from torch import Tensor
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets.loader import batch_indices
 from ambient_sci.datasets.store import Store
+from ambient_sci.denoise import per_image
 from ambient_sci.measurement import randn_like
+from ambient_sci.methods.clean import CLEAN, clean_images
 from ambient_sci.objectives import denoising_loss
 from ambient_sci.prior import Prior
 from ambient_sci.schedule import training_levels
@@ -87,6 +89,7 @@ class ImageLearner(ABC):
         self.config, self.store, self.progress = config, store, progress
         self.sigma_data = float(config.sigma_data or 0)  # resolved before there is a learner
         self.images: Tensor | None = None
+        self.clean = clean_images(config, store)
         self._order: Iterator[NDArray[np.int64]] | None = None
 
     @abstractmethod
@@ -118,7 +121,13 @@ class ImageLearner(ABC):
         """Draw the next images, with noise and its levels."""
         assert self._order is not None
         index = torch.from_numpy(next(self._order))
-        images = turn(self.pick(index, generator), generator)
+        images = self.pick(index, generator)
+        if self.clean is not None:
+            chosen = torch.rand(len(index), generator=generator) < self.config.clean_share
+            some = self.clean[torch.randint(len(self.clean), index.shape, generator=generator)]
+            images = torch.where(per_image(chosen, images), some, images)
+            index = torch.where(chosen, CLEAN, index)
+        images = turn(images, generator)
         sigma = training_levels(len(images), self.sigma_data, generator)
         return Batch(index, (images, sigma, randn_like(images, generator)))
 

@@ -9,11 +9,10 @@ wrong with them: what the regulariser removes is missing from the prior (L1-EDM 
 ``oracle`` takes the references.
 """
 
-import torch
 from torch import Tensor
 
-from ambient_sci.datasets.store import Store
 from ambient_sci.methods.base import ImageLearner
+from ambient_sci.methods.clean import normalised_references
 from ambient_sci.methods.starts import starting_images
 
 __all__ = ["OracleLearner", "TotalVariationLearner", "WaveletLearner"]
@@ -45,10 +44,3 @@ class OracleLearner(ImageLearner):
     def state(self) -> dict[str, Tensor]:
         """Keep nothing: references are read again from the store."""
         return {}
-
-
-def normalised_references(store: Store) -> Tensor:
-    """Read the references of all scans, ``(scan, channel, *spatial)``, in normalised units."""
-    everything = store.references(slice(None))
-    scale = torch.from_numpy(store.scale).to(everything.real.dtype)
-    return everything / scale.reshape(-1, *[1] * (everything.ndim - 1))

@@ -28,9 +28,11 @@ from ambient_sci.distributed import share_out
 from ambient_sci.errors import ConfigError
 from ambient_sci.measurement import Measurement
 from ambient_sci.methods.base import ImageLearner
-from ambient_sci.methods.starts import chunks_of, starting_images
+from ambient_sci.methods.starts import chunks_of, every_scan, starting_images
+from ambient_sci.posterior.ambient import AmbientDenoiser, restore
 from ambient_sci.posterior.draw import draw_posterior
-from ambient_sci.prior import Prior
+from ambient_sci.prior import Prior, load_prior
+from ambient_sci.sample import Solver
 from ambient_sci.seeding import rng_for
 
 __all__ = ["EMLearner", "lap_scans", "lap_starts", "posterior_images"]
@@ -47,7 +49,9 @@ class EMLearner(ImageLearner):
         self.drawn = 0
 
     def first_images(self) -> Tensor:
-        """Reconstructions to start from."""
+        """Reconstructions to start from, or what an earlier run's prior makes of the scans."""
+        if self.config.start_from is not None:
+            return _earlier_images(self.config, self.store, self.progress)
         return starting_images(self.store, self.config.em_start, self.config.seed, self.progress)
 
     def scans(self) -> NDArray[np.int64]:
@@ -98,6 +102,8 @@ def posterior_images(prior: Prior, store: Store, images: Tensor, lap: int, progr
     Markov chain whose stationary law is the posterior, at a fraction of the cost of starting from noise alone.
     """
     config = prior.config
+    late = 2 * (lap + 1) > config.laps
+    solver: Solver = ("multistep" if late else "euler") if config.em_solver == "mixed" else config.em_solver
 
     def draw(m: Measurement) -> Tensor:
         drawn = draw_posterior(
@@ -105,8 +111,8 @@ def posterior_images(prior: Prior, store: Store, images: Tensor, lap: int, progr
             m.to(prior.device),
             steps=config.em_steps,
             iterations=config.em_iterations,
-            solver=config.em_solver,
-            eta=0.0 if config.em_solver == "multistep" else 1.0,
+            solver=solver,
+            eta=0.0 if solver == "multistep" else 1.0,
             seed=config.seed + 1 + lap,
             start=images[m.index],
             level=config.em_level,
@@ -118,3 +124,19 @@ def posterior_images(prior: Prior, store: Store, images: Tensor, lap: int, progr
     renewed = images.clone()  # a lap that is interrupted has not begun
     share_out(chunks, lambda scans: draw(store.read(scans)), renewed, label if progress else None)
     return renewed
+
+
+def _earlier_images(config: TrainConfig, store: Store, progress: bool) -> Tensor:
+    """Posterior samples of every scan under the prior of an earlier run, or its restorations."""
+    assert config.start_from is not None
+    prior = load_prior(config.start_from, config.device)
+
+    def restored(m: Measurement) -> Tensor:
+        m = m.to(prior.device)
+        if isinstance(prior.denoiser, AmbientDenoiser):
+            return restore(prior.denoiser, m).cpu()
+        drawn = draw_posterior(prior, m, steps=2 * config.em_steps, iterations=config.em_iterations, seed=config.seed)
+        return drawn[:, 0].cpu()
+
+    label = f"images by the prior of {config.start_from}"
+    return every_scan(store, restored, label, progress)

@@ -19,7 +19,7 @@ from ambient_sci.measurement import Measurement
 from ambient_sci.seeding import stream
 from ambient_sci.stationary import fit_stationary
 
-__all__ = ["REGULARISATIONS", "WAVELET", "chunks_of", "starting_images"]
+__all__ = ["REGULARISATIONS", "WAVELET", "chunks_of", "every_scan", "starting_images"]
 
 CHUNK = 64
 TUNED, FITTED = 16, 128  # scans on which a regularisation is chosen, and a spectrum fitted
@@ -41,7 +41,7 @@ def starting_images(store: Store, kind: EMStart, seed: int, progress: bool) -> T
         def restore(m: Measurement) -> Tensor:
             return model.sample(m, stream(seed, _GAUSSIAN, int(m.index[0])))
 
-        return _every_scan(store, restore, "samples of a stationary Gaussian", progress)
+        return every_scan(store, restore, "samples of a stationary Gaussian", progress)
 
     def reconstruct(m: Measurement, lam: float) -> Tensor:
         return total_variation_batch(m, lam) if kind == "tv" else l1_wavelet_batch(m, lam, wavelet=WAVELET)
@@ -49,10 +49,11 @@ def starting_images(store: Store, kind: EMStart, seed: int, progress: bool) -> T
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the best value")  # an end of the grid is good enough
         lam = tune_held_out(reconstruct, some[:TUNED], REGULARISATIONS)
-    return _every_scan(store, lambda m: reconstruct(m, lam), f"{kind} reconstructions", progress)
+    return every_scan(store, lambda m: reconstruct(m, lam), f"{kind} reconstructions", progress)
 
 
-def _every_scan(store: Store, restore: Callable[[Measurement], Tensor], label: str, progress: bool) -> Tensor:
+def every_scan(store: Store, restore: Callable[[Measurement], Tensor], label: str, progress: bool) -> Tensor:
+    """Restore all scans, some at a time, each process a part of them: ``(scan, channel, *spatial)``."""
     chunks = list(chunks_of(store, np.arange(len(store))))
     first = store.read(chunks[0][:1])
     images = torch.empty(len(store), *store.image_shape, dtype=first.operator.adjoint(first.y).dtype)

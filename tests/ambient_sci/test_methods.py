@@ -13,11 +13,18 @@ from torch import Tensor, nn
 from ambient_sci.baselines import l1_wavelet_batch, total_variation_batch, tune_held_out
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets import open_store, simulate
+from ambient_sci.errors import ConfigError, NotFoundError
 from ambient_sci.methods import METHODS
 from ambient_sci.methods.base import ImageLearner
+from ambient_sci.methods.em import EMLearner
 from ambient_sci.methods.gan import AmbientGANLearner
 from ambient_sci.posterior.ambient import restore
+from ambient_sci.posterior.draw import draw_posterior
+from ambient_sci.prior import build_denoiser, load_prior
 from ambient_sci.training import train
+from ambient_sci.warm_start import earlier_options, warm_start
+
+EXACT = "donot_use_mm_for_euclid_dist"
 
 
 class Gated(nn.Module):
@@ -112,3 +119,103 @@ def test_a_gan_learns_pixels_that_scans_miss(tmp_path: Path) -> None:
     before = error()
     advance(learner, 0, 6400)
     assert error() < 0.25 < before
+
+
+# ---------------------------------------------------------------------------------------------- a few clean images
+
+
+def test_a_share_of_what_is_learned_from_is_clean(store_path: Path, tmp_path: Path) -> None:
+    store = open_store(store_path)
+    options: dict[str, Any] = {"store": store_path, "out": tmp_path, "method": "l1-edm", "sigma_data": 0.3}
+    learner, without = (
+        METHODS["l1-edm"](TrainConfig(**options, **more), store, False)
+        for more in ({"clean": store_path, "clean_share": 0.25, "batch": 40}, {"batch": 40})
+    )
+    assert isinstance(learner, ImageLearner)
+    references = store.references(slice(None)) / torch.from_numpy(store.scale).float().reshape(-1, 1, 1, 1)
+    for one in (learner, without):
+        one.prepare(0, None)  # type: ignore[arg-type]
+    count = 0
+    for k in range(50):
+        batch = learner.draw(torch.Generator().manual_seed(k))
+        images, chosen = batch.values[0].abs(), batch.index < 0
+        count += int(chosen.sum())
+        known = learner.images[batch.index[~chosen]].abs()  # type: ignore[index]
+        torch.testing.assert_close(images[~chosen], known)
+        nearest = torch.cdist(images[chosen].flatten(1), references.abs().flatten(1), compute_mode=EXACT).amin(1)
+        assert float(nearest.max() if len(nearest) else 0) < 1e-3
+    assert count / 2000 == pytest.approx(0.25, abs=0.04)  # 4 standard deviations
+    assert bool((without.draw(torch.Generator().manual_seed(0)).index >= 0).all())
+
+
+def test_clean_images_have_to_be_like_those_of_the_scans(
+    store_path: Path, tmp_path: Path, small: dict[str, Any], blobs: Any
+) -> None:
+    other = simulate(blobs(4), tmp_path / "real.zarr", operator="mask", keep=0.5)
+    for options, message in (
+        ({"method": "em", "clean": other.path}, r"complex of shape \(1, 16, 16\): .* are real"),
+        ({"method": "ambient", "clean": store_path}, "measurements alone"),
+    ):
+        config = TrainConfig(store=store_path, out=tmp_path / "run", **{**small, **options})
+        with pytest.raises(ConfigError, match=message):
+            train(config, progress=False)
+
+
+# ---------------------------------------------------------------------------------- beginning with an earlier run
+
+
+def test_learning_begins_with_the_weights_of_an_earlier_run(
+    run_path: Path, store_path: Path, tmp_path: Path, small: dict[str, Any]
+) -> None:
+    earlier = load_prior(run_path, device="cpu")
+    method = earlier.config.method
+    options = {**small, "method": method, "start_from": run_path, "images": 16, "warmup": 100_000, "laps": 0}
+    config = TrainConfig(store=store_path, out=tmp_path / "run", **options, learning_rate=1e-9)
+    prior = train(config, progress=False)
+    assert prior.sigma_data == earlier.sigma_data == earlier_options(run_path).sigma_data
+    for ours, theirs in zip(prior.denoiser.parameters(), earlier.denoiser.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_em_begins_with_what_an_earlier_prior_makes_of_the_scans(
+    run_path: Path, store_path: Path, tmp_path: Path, small: dict[str, Any]
+) -> None:
+    """Posterior samples, or the restorations of a network that restores."""
+    earlier = load_prior(run_path, device="cpu")
+    store = open_store(store_path)
+    config = TrainConfig(store=store_path, out=tmp_path, start_from=run_path, **{**small, "device": "cpu"})
+    images = EMLearner(config, store, False).first_images()
+    m = store.read(slice(None))
+    if earlier.config.method == "ambient":
+        expected = restore(earlier.denoiser, m)  # type: ignore[arg-type]
+    else:
+        expected = draw_posterior(earlier, m, steps=6, iterations=config.em_iterations, seed=config.seed)[:, 0]
+    torch.testing.assert_close(images, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_an_earlier_run_has_to_fit(run_path: Path, store_path: Path, tmp_path: Path, small: dict[str, Any]) -> None:
+    kind = load_prior(run_path, device="cpu").config.method
+    other = {"em": "ambient", "ambient": "l1-edm"}[kind]
+
+    def start(**options: Any) -> None:
+        config = TrainConfig(store=store_path, out=tmp_path / "run", **{**small, "start_from": run_path, **options})
+        train(config, progress=False)
+
+    with pytest.raises(ConfigError, match=f"{other!r} cannot start from a run of method {kind!r}.*em can"):
+        start(method=other)
+    with pytest.raises(ConfigError, match=r"the same widths, blocks and patch as there \(\(32, 32\), 1, 4\)"):
+        start(method=kind, widths=(64, 64))
+    with pytest.raises(NotFoundError, match="no run at"):
+        start(start_from=tmp_path / "nowhere")
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+def test_em_after_a_run_that_restores_has_weights_of_its_own(
+    run_path: Path, store_path: Path, tmp_path: Path, small: dict[str, Any]
+) -> None:
+    config = TrainConfig(store=store_path, out=tmp_path, start_from=run_path, **{**small, "sigma_data": 0.3})
+    new = build_denoiser(config, (1, 16, 16), True)
+    before = {name: value.clone() for name, value in new.state_dict().items()}
+    warm_start(new, config)
+    same = all(torch.equal(value, before[name]) for name, value in new.state_dict().items())
+    assert same == (load_prior(run_path, device="cpu").config.method == "ambient")

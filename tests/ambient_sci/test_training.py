@@ -119,6 +119,19 @@ def test_a_run_continues_only_with_its_own_options(store_path: Path, tmp_path: P
     assert longer.images == 64
 
 
+def test_a_run_without_a_checkpoint_begins_anew_with_other_options(
+    store_path: Path, tmp_path: Path, small: dict[str, Any]
+) -> None:
+    """It has none because its options were wrong, say, or because it was killed early."""
+    out = tmp_path / "run"
+    with pytest.raises(ConfigError, match="start_images"):
+        train(TrainConfig(store=store_path, out=out, **small, start_images=1000), progress=False)
+    (out / "log.jsonl").write_text('{"images": 16}\n')
+    train(TrainConfig(store=store_path, out=out, **small), progress=False)
+    images = [json.loads(line)["images"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert images == sorted(set(images))
+
+
 def test_a_run_knows_its_store(store_path: Path, tmp_path: Path, small: dict[str, Any], blobs: Any) -> None:
     moved, other = tmp_path / "moved.zarr", tmp_path / "other.zarr"
     shutil.copytree(store_path, moved)
