@@ -67,12 +67,18 @@ class TrainConfig(BaseModel):
     validation_scans: int | None = Field(
         None, ge=0, description="last scans of the store, kept out of training to watch it; a few if not given"
     )
+    patience: int | None = Field(
+        None, ge=1, description="end when held-out rows have not been predicted better in so many previews"
+    )
     preview: int | None = Field(
         None, ge=0, description="images between previews (samples, held-out rows); 0: none; else with checkpoints"
     )
     tensorboard: bool = Field(False, description="write the log for TensorBoard too")
 
     thinning: float = Field(0.3, gt=0, le=1, description="ambient: chance that a measured row is hidden")
+    noisy_objective: bool = Field(
+        True, description="ambient: account for the noise of the measurements; without it, as if they were exact"
+    )
     consistency_steps: int = Field(1, ge=1, description="ambient: data-consistency steps inside the network")
 
     laps: int = Field(4, ge=0, description="em: how often the posterior samples are drawn anew")

@@ -57,6 +57,7 @@ class Log:
         self._board = _tensorboard(config.out, seen) if config.tensorboard and main() else None
         label = f"training ({config.method})"
         hidden = not (progress and main())
+        self._held_out = _held_out(config.out)
         self._bar = tqdm(total=config.images, initial=seen, unit="image", desc=label, disable=hidden)
 
     def __enter__(self) -> Self:
@@ -66,6 +67,11 @@ class Log:
         self._bar.close()
         if self._board is not None:
             self._board.close()
+
+    @property
+    def stalled(self) -> int:
+        """Previews since the one that predicted held-out rows best; 0 in processes that do not look."""
+        return len(self._held_out) - 1 - int(np.argmin(self._held_out)) if self._held_out else 0
 
     def advance(self, images: int) -> None:
         """Count images on the bar."""
@@ -80,6 +86,7 @@ class Log:
             return
         if prior is not None:
             record = record | self._look(prior, record["images"])
+            self._held_out += [record["held_out"]] if "held_out" in record else []
         with contextlib.suppress(OSError), (self.run / "log.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
         shown = {name: f"{record[name]:.4f}" for name in ("loss", "held_out") if name in record}
@@ -115,6 +122,14 @@ class Log:
         images: NDArray[Any] = drawn.abs().numpy(force=True)
         # of volumes the middle slice
         return images[:, 0] if images.ndim == 4 else images[:, 0, images.shape[2] // 2]
+
+
+def _held_out(run: Path) -> list[float]:
+    """Errors on held-out rows in the log of a run that goes on."""
+    with contextlib.suppress(OSError, ValueError):
+        lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        return [line["held_out"] for line in lines if "held_out" in line]
+    return []
 
 
 def _tensorboard(run: Path, seen: int) -> Any:

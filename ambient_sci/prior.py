@@ -74,7 +74,7 @@ class Prior:
         An ambient network is not taken below the noise of the measurements that it was trained on.
         """
         ambient = isinstance(self.denoiser, AmbientDenoiser)
-        floor = float(self.trained_on.get("noise_std", 0)) if ambient else 0.0
+        floor = float(self.trained_on.get("noise_std", 0)) if ambient and self.config.noisy_objective else 0.0
         return edm_levels(steps, max(0.02 * self.sigma_data, floor), sigma_max or 50 * self.sigma_data)
 
     def fingerprint(self) -> str:
@@ -156,7 +156,8 @@ def build_denoiser(
         inputs = 3 * channels if config.restores else channels
         network = UNet(inputs, channels, config.widths, config.blocks, config.patch, precision=config.precision)
     if config.restores:
-        return AmbientDenoiser(network, config.sigma_data, config.consistency_steps)
+        exact = not config.noisy_objective
+        return AmbientDenoiser(network, config.sigma_data, config.consistency_steps, exact=exact)
     return EDMDenoiser(network, config.sigma_data)
 
 

@@ -28,8 +28,8 @@ __all__ = ["State", "start_run"]
 # what may differ between a run and its continuation
 # (the store is compared by its fingerprint, so that it may be moved)
 CONTINUABLE = {
-    "accumulate", "checkpoint", "checkpoint_activations", "compile", "device", "images", "out", "precision", "preview",
-    "store", "tensorboard"
+    "accumulate", "checkpoint", "checkpoint_activations", "compile", "device", "images", "out", "patience", "precision",
+    "preview", "store", "tensorboard"
 }  # fmt: skip
 
 

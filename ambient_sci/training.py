@@ -14,8 +14,8 @@ from torch import nn
 
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets.store import Store, open_store
-from ambient_sci.distributed import equalise, join, main, obey_signals, wait, whole
-from ambient_sci.errors import DataError
+from ambient_sci.distributed import agree, equalise, join, main, obey_signals, wait, whole
+from ambient_sci.errors import ConfigError, DataError
 from ambient_sci.logs import Log
 from ambient_sci.methods import METHODS
 from ambient_sci.network import best_precision
@@ -93,10 +93,13 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
     if started:
         state.resume(run, store)
 
+    def enough(stalled: int) -> bool:
+        return config.patience is not None and agree(stalled) >= config.patience
+
     log = Log(config, training, validation, state.seen, progress)
     with Signals(), log:
         try:
-            while state.seen < config.images:
+            while state.seen < config.images and not enough(log.stalled):
                 learner.prepare(state.seen, state.prior)
                 rate = learning_rate(config, state.seen)
                 for group in optimizer.param_groups:
@@ -119,7 +122,7 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
                     state.losses = []
                     record = {"images": state.seen, "loss": mean, "gradient": norm, "rate": rate}
                     log.write(record | {"seconds": round(state.seconds, 3)}, state.prior if look else None)
-                if due(config.checkpoint):
+                if due(config.checkpoint) or enough(log.stalled):
                     state.save(run)
                 obey_signals()
         except Interrupted as stop:
@@ -139,6 +142,8 @@ def _resolve(config: TrainConfig, store: Store, device: torch.device) -> TrainCo
     """Fill in what the configuration leaves to the machine and to the data."""
     count = validation_count(store, config.validation_scans)
     update: dict[str, Any] = {"validation_scans": count}
+    if config.patience is not None and (count == 0 or config.preview == 0):
+        raise ConfigError("patience is about held-out rows: it needs validation_scans, and previews")
     if config.precision == "auto":
         update["precision"] = best_precision(device)
     if config.sigma_data is None and config.start_from is not None:

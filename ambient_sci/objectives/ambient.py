@@ -50,7 +50,8 @@ def ambient_loss(
     Parameters
     ----------
     denoiser
-        The network in training: ``denoiser(y, operator, sigma)`` restores images from noisy measurements.
+        The network in training: ``denoiser(y, operator, sigma)`` restores images from noisy measurements. If it takes
+        them for exact, so does the loss: that of the paper, whose minimiser then also restores their noise.
     measurement
         A batch of scans, as they were measured.
     sigma
@@ -60,6 +61,8 @@ def ambient_loss(
     """
     y, operator, own = measurement.y, measurement.operator, measurement.noise
     floor = measurement.noise_std.flatten(1).amax(1) if measurement.noise_std.ndim > 1 else measurement.noise_std
+    if denoiser.exact:
+        own, floor = torch.zeros_like(own), torch.zeros_like(floor)
     sigma = torch.maximum(sigma, floor)
     level = sigma.reshape(-1, *[1] * (y.ndim - 1))
     rows, shown = operator.rows, thinned.rows

@@ -43,11 +43,16 @@ class AmbientDenoiser(nn.Module):
         How often network and data consistency alternate; the network's weights are shared.
     iterations
         Conjugate gradient iterations of each solve.
+    exact
+        Measurements are taken for exact: noise levels are those of what is added to them.
     """
 
-    def __init__(self, network: nn.Module, sigma_data: float, steps: int = 1, iterations: int = 6) -> None:
+    def __init__(
+        self, network: nn.Module, sigma_data: float, steps: int = 1, iterations: int = 6, exact: bool = False
+    ) -> None:
         super().__init__()
         self.network = network
+        self.exact = exact
         self.sigma_data = float(sigma_data)
         self.steps = steps
         self.iterations = iterations
@@ -121,6 +126,7 @@ class FixedMask(Denoiser):
 def restore(ambient: AmbientDenoiser, measurement: Measurement) -> Tensor:
     """One-step restoration, ``(batch, channel, *spatial)``: the network's posterior mean given the scan."""
     noise = measurement.noise_std.flatten(1).amax(1) if measurement.noise_std.ndim > 1 else measurement.noise_std
+    noise = torch.zeros_like(noise) if ambient.exact else noise
     with torch.no_grad():
         restored: Tensor = ambient(measurement.y, measurement.operator, noise)
     return restored

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ambient_sci import open_store
-from ambient_sci.plot import COLOURS, INK, reconstruction_figure
+from ambient_sci.plot import COLOURS, INK, MUTED, reconstruction_figure
 from benchmarks.learning.drawn import clean_images
-from benchmarks.learning.run import CLASSICAL, LEARNED
+from benchmarks.learning.run import CLASSICAL, CLEAN, LEARNED
 from benchmarks.learning.table import ROOT, Group, groups
 from benchmarks.learning.tasks import TASKS
 
@@ -141,13 +141,13 @@ def _curves(panels: dict[str, list[Group]], x: Callable[[Group], float]) -> "Fig
         return None
     figure = Figure(figsize=(3.6 * len(labels), 2.9 * len(names)), dpi=150, facecolor="white", layout="constrained")
     grid = figure.subplots(len(names), len(labels), squeeze=False)
-    colours = {method: COLOURS[k % len(COLOURS)] for k, method in enumerate(LEARNED)}
+    looks = _looks()
     for row, name in zip(grid, names, strict=True):
         for axes, label in zip(row, labels, strict=True):
             for method, points in lines[label, name].items():
                 at, value, spread = np.array(points).T
-                look = {"color": colours.get(method, INK), "linestyle": "-" if method in LEARNED else ":"}
-                axes.errorbar(at, value, spread, label=method, marker="o", markersize=3.5, linewidth=1.4, **look)
+                look: Any = {"marker": "o", "markersize": 3.5, "linewidth": 1.4, **looks[method]}
+                axes.errorbar(at, value, spread, label=method, **look)
             axes.set_xlabel(label, fontsize=9)
             axes.set_ylabel(MEASURES[name], fontsize=9)
             axes.set_ylim(bottom=0)
@@ -156,6 +156,16 @@ def _curves(panels: dict[str, list[Group]], x: Callable[[Group], float]) -> "Fig
             if lines[label, name]:
                 axes.legend(frameon=False, fontsize=7)
     return figure
+
+
+def _looks() -> dict[str, dict[str, str]]:
+    """Colour, line and marker of each method: those that learn, the oracle in black; those that do not, grey."""
+    markers = itertools.cycle("sv^Dx")
+    looks = {m: {"color": MUTED, "linestyle": ":", "marker": next(markers)} for m in CLASSICAL}
+    looks["oracle"] = {"color": INK}
+    for k, method in enumerate(method for method in LEARNED if method not in CLEAN):
+        looks[method] = {"color": COLOURS[k % len(COLOURS)], "linestyle": "-" if k < len(COLOURS) else "--"}
+    return looks
 
 
 def _read(out: Path, task: str, method: str, seed: int, name: str) -> dict[str, NDArray[Any]] | None:

@@ -35,6 +35,7 @@ __all__ = ["CLASSICAL", "LEARNED", "classical_row", "learned_row", "record"]
 LEARNED: dict[str, dict[str, Any]] = {
     "em": {"method": "em"},
     "ambient": {"method": "ambient"},
+    "ambient-noiseless": {"method": "ambient", "noisy_objective": False},
     "l1-edm": {"method": "l1-edm"},
     "tv-edm": {"method": "tv-edm"},
     "ambient-gan": {"method": "ambient-gan"},
@@ -43,6 +44,7 @@ LEARNED: dict[str, dict[str, Any]] = {
 }
 CLEAN = ("oracle",)  # methods that are given references
 SAMPLES, STEPS, ITERATIONS = 8, 16, 3
+SHOWN = 8  # test scans that are kept for figures, spread over all: neighbours are often of one patient
 STRENGTHS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 CLASSICAL: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "zero-filled": (lambda m, _: zero_filled(m), (None,)),
@@ -54,7 +56,7 @@ CLASSICAL: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "tv": (lambda m, lam: total_variation_batch(m, lam, iterations=50), STRENGTHS),
     "clean": (
         lambda m, value: clean(m, *value),
-        tuple((threshold, width) for threshold in (0.5, 1, 2, 4) for width in (0.5, 0.6, 0.7, 0.8, 1.0)),
+        tuple((threshold, width) for threshold in (0.25, 0.5, 1, 2) for width in (0.5, 0.6, 0.7, 0.8, 1.0)),
     ),
 }
 
@@ -69,13 +71,18 @@ def learned_row(
     options: dict[str, Any],
     scans: int | None = None,
 ) -> dict[str, Any]:
-    """Train, score, and draw figures; a training that was interrupted goes on."""
+    """Train, score, and draw figures; a training that was interrupted goes on.
+
+    With an option ``clean=N`` the first ``N`` references are learned from as well.
+    """
     torch.set_num_threads(1)
     task = TASKS[name]
     frozen = freeze(task, data, out, scans)
     few = [f"scans={scans}"] if scans else []
     run = out / name / "-".join([method, *few, *(f"{k}={v}" for k, v in options.items()), str(seed)])
     every = {**task.network, **LEARNED[method], "seed": seed, "device": "cpu", **options}
+    if "clean" in options:
+        every["clean"] = freeze(task, data, out, options["clean"]).clean
     if (run / "config.json").exists():
         config = TrainConfig.from_json((run / "config.json").read_text())
     else:
@@ -105,7 +112,7 @@ def posterior_scores(prior: Prior, frozen: Frozen, run: Path) -> dict[str, float
         restored = restore(prior.denoiser, m)
         values |= {f"{name}_restored": float(v.mean()) for name, v in _score(restored, truth, mask).items()}
         if not can_sample(prior, m.operator):
-            np.savez_compressed(run / "restored.npz", mean=restored[:8], truth=truth[:8])
+            _keep(run, mean=restored, truth=truth)
             return values
     draws = [
         draw_posterior(prior, m[start : start + 16], SAMPLES, steps=STEPS, iterations=ITERATIONS, seed=1)
@@ -120,7 +127,7 @@ def posterior_scores(prior: Prior, frozen: Frozen, run: Path) -> dict[str, float
     covered = coverage_normal(mean, spread, truth, mask=mask, samples=SAMPLES)
     values |= {f"coverage_{round(100 * level)}": value for level, value in covered.items()}
     values["evaluations"] = STEPS * (1 + ITERATIONS)
-    np.savez_compressed(run / "restored.npz", mean=mean[:8], one=samples[:8, 0], std=spread[:8], truth=truth[:8])
+    _keep(run, mean=mean, one=samples[:, 0], std=spread, truth=truth)
     return values
 
 
@@ -139,7 +146,7 @@ def classical_row(name: str, method: str, data: Path, out: Path) -> dict[str, An
     scores = _score(images, truth, _mask(task, truth))
     run = out / name / method
     run.mkdir(exist_ok=True)
-    np.savez_compressed(run / "restored.npz", mean=images[:8], truth=truth[:8])
+    _keep(run, mean=images, truth=truth)
     row: dict[str, Any] = {"task": name, "method": method, "seed": 0, "options": {}, "chosen": str(chosen)}
     return row | {name: float(value.mean()) for name, value in scores.items()}
 
@@ -160,6 +167,14 @@ def record(row: dict[str, Any], path: Path) -> None:
         rows.sort(key=lambda r: [json.dumps(r.get(k)) for k in key])
         with replacing(path) as partial:
             partial.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _keep(run: Path, **images: Tensor) -> None:
+    """Keep some of the test scans for figures."""
+    count = len(images["truth"])
+    some = np.linspace(0, count - 1, min(SHOWN, count)).round().astype(int)
+    kept: dict[str, Any] = {name: values[some] for name, values in images.items()}
+    np.savez_compressed(run / "restored.npz", **kept)
 
 
 def _mask(task: Task, truth: Tensor) -> NDArray[np.bool_]:

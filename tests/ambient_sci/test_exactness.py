@@ -39,6 +39,7 @@ class LinearRestoration(nn.Module):
 
     def __init__(self, map_: Tensor) -> None:
         super().__init__()
+        self.exact = False
         self.map = nn.Parameter(map_)
 
     def forward(self, y: Tensor, operator: LinearOperator, sigma: Tensor) -> Tensor:
@@ -126,8 +127,9 @@ def test_ambient_objective_is_stationary_at_the_posterior_mean_for_random_masks(
     class Perturbed(nn.Module):
         sigma_data = 1.0
 
-        def __init__(self) -> None:
+        def __init__(self, exact: bool) -> None:
             super().__init__()
+            self.exact = exact
             # one step per scan and direction, so that the gradient comes out scan by scan
             self.step = nn.Parameter(torch.zeros(count, 6, dtype=torch.float64))
 
@@ -141,8 +143,7 @@ def test_ambient_objective_is_stationary_at_the_posterior_mean_for_random_masks(
             return (restored + torch.einsum("bk,bki->bi", self.step, moves)).reshape(y.shape)
 
     def slopes(thinning: float, corrected: bool) -> Tensor:
-        model = Perturbed()
-        m = measurement if corrected else Measurement(measurement.y, measurement.operator, 0.0)
+        model, m = Perturbed(not corrected), measurement
         level = LEVEL if corrected else (LEVEL**2 - NOISE**2) ** 0.5
         sigma = torch.full((count,), level, dtype=torch.float64)
         ambient_loss(model, m, sigma, *corruption(m, thinning, torch.Generator().manual_seed(4))).sum().backward()  # type: ignore[arg-type]

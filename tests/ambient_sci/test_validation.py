@@ -223,6 +223,29 @@ def test_previews_change_nothing_and_are_the_same_after_a_stop(
     assert pictures[0] == pictures[1]
 
 
+def test_a_training_ends_when_held_out_rows_are_predicted_no_better(
+    store_path: Path, tmp_path: Path, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = [0.9, 0.5, 0.6, 0.4, 0.45, 0.41, 0.5]
+    given = iter(errors)
+    monkeypatch.setattr("ambient_sci.logs.held_out_error", lambda *_: HeldOut(next(given), 1.0))
+    options = {**small, "images": 192, "preview": 16, "checkpoint": 64, "validation_scans": 4, "patience": 2}
+    config = TrainConfig(store=store_path, out=tmp_path, **options)
+    prior = train(config, progress=False)
+    assert [line["held_out"] for line in log(tmp_path) if "held_out" in line] == errors[:6]
+    assert prior.images == load_prior(tmp_path).images == 96
+    again = train(config, progress=False)
+    assert again.images == 96
+    assert again.fingerprint() == prior.fingerprint()
+    assert train(config.model_copy(update={"patience": 3}), progress=False).images == 112  # more patience goes on
+
+
+def test_patience_needs_rows_that_are_held_out(store_path: Path, tmp_path: Path, small: dict[str, Any]) -> None:
+    config = TrainConfig(store=store_path, out=tmp_path, **small, patience=2)
+    with pytest.raises(ConfigError, match=r"patience .* needs validation_scans, and previews"):
+        train(config, progress=False)
+
+
 def test_the_bar_has_loss_and_rate(
     store_path: Path, tmp_path: Path, small: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
