@@ -68,14 +68,15 @@ class Prior:
         """Type of the images."""
         return torch.complex64 if self.is_complex else torch.float32
 
-    def levels(self, steps: int, sigma_max: float | None = None) -> Tensor:
+    def levels(self, steps: int, sigma_max: float | None = None, finest: float = 0.02) -> Tensor:
         """Noise levels for sampling, from far above (or a given level) to far below the data's own scale.
 
+        ``finest`` is the lowest one, in units of ``sigma_data``.
         An ambient network is not taken below the noise of the measurements that it was trained on.
         """
         ambient = isinstance(self.denoiser, AmbientDenoiser)
         floor = float(self.trained_on.get("noise_std", 0)) if ambient and self.config.noisy_objective else 0.0
-        return edm_levels(steps, max(0.02 * self.sigma_data, floor), sigma_max or 50 * self.sigma_data)
+        return edm_levels(steps, max(finest * self.sigma_data, floor), sigma_max or 50 * self.sigma_data)
 
     def fingerprint(self) -> str:
         """Hash of the weights, for provenance."""

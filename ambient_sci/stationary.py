@@ -7,10 +7,11 @@ what is known of images before anything of their structure is: how much power th
 maximisation finds it from incomplete, noisy measurements (Dempster, Laird and Rubin 1977, J. R. Stat. Soc. B 39:1);
 the posterior of a scan under it is Gaussian, and perturbing and solving draws from it exactly,
 
-.. math:: (L^H A^H W A L + 1) \, z = L^H A^H W (y + \sigma_y e - A \mu) + w, \qquad x = \mu + L z, \; L = F^H S^{1/2},
+.. math:: (L^H A^H W A L + 1) \, z = L^H A^H W (y + \sigma_y e - A \mu) + F w, \qquad x = \mu + L z, \; L = F^H S^{1/2},
 
-with :math:`W = 1 / \sigma_y^2` (Papandreou and Yuille 2010, NeurIPS). The system is well conditioned where little is
-measured, and a few conjugate gradient iterations solve it.
+with :math:`W = 1 / \sigma_y^2` (Papandreou and Yuille 2010, NeurIPS). Power falls by orders of magnitude from coarse to
+fine, and with it what the data say. So the system is solved in :math:`u = (1 + q S)^{1/2} z`, with :math:`q` the mean of
+the eigenvalues of :math:`A^H W A`: else conjugate gradients reach fine structures last, and stop before.
 
 Shapes: images ``(batch, channel, *spatial)``, real or complex; spectra ``(1, channel, *spatial)``, power per real
 component. The mean of complex images is zero, since their phase is arbitrary.
@@ -50,7 +51,7 @@ class StationaryGaussian:
         """Give white images the spectrum: :math:`F^H S^{1/2} F w`."""
         return filtered(white, self.power.sqrt())
 
-    def sample(self, m: Measurement, generator: torch.Generator, iterations: int = 40) -> Tensor:
+    def sample(self, m: Measurement, generator: torch.Generator, iterations: int = 12) -> Tensor:
         """Draw one image of every scan from its posterior, ``(batch, channel, *spatial)``."""
         noise = m.noise.clamp_min(NOISE_FLOOR)
         A, weight = m.operator, m.operator.rows / noise**2
@@ -58,17 +59,24 @@ class StationaryGaussian:
         residual = m.y + noise * randn_like(m.y, generator) - A(self.mean.expand_as(white))
         flat = noise**-2 if weights(m) is None else None
 
-        def normal(z: Tensor) -> Tensor:
-            image = self.colour(z)
-            back = (
-                A.adjoint(weight * A(image)) if flat is None else flat.reshape(-1, *[1] * (z.ndim - 1)) * A.gram(image)
-            )
-            return self.colour(back) + z
+        def gram(image: Tensor) -> Tensor:
+            if flat is None:
+                return A.adjoint(weight * A(image))
+            return flat.reshape(-1, *[1] * (image.ndim - 1)) * A.gram(image)
 
-        rhs = self.colour(A.adjoint(weight * residual)) + white
+        # what is measured of each frequency, as if all were measured alike
+        share = (white.conj() * gram(white)).real.flatten(1).sum(1) / white.abs().square().flatten(1).sum(1)
+        scale = torch.rsqrt(1 + share.reshape(-1, *[1] * (white.ndim - 1)) * self.power)
+        colour = scale * self.power.sqrt()
+
+        def normal(u: Tensor) -> Tensor:
+            back = forward(gram(backward(colour * u, white)))
+            return colour * back + scale**2 * u
+
+        rhs = colour * forward(A.adjoint(weight * residual)) + scale * forward(white)
         # where nothing is measured the solution is the white image itself
-        z = conjugate_gradient(normal, rhs, start=white, iterations=iterations)
-        return self.mean + self.colour(z)
+        u = conjugate_gradient(normal, rhs, start=forward(white) / scale, iterations=iterations)
+        return self.mean + backward(colour * u, white)
 
 
 def fit_stationary(m: Measurement, iterations: int = 6, seed: int = 0) -> StationaryGaussian:
@@ -101,14 +109,23 @@ def fit_stationary(m: Measurement, iterations: int = 6, seed: int = 0) -> Statio
 
 def spectrum(images: Tensor) -> Tensor:
     """Mean power of each frequency per real component, ``(1, channel, *spatial)``; zero frequency first."""
-    axes = tuple(range(2, images.ndim))
-    power: Tensor = torch.fft.fftn(images, dim=axes, norm="ortho").abs().square().mean(0, keepdim=True)
+    power: Tensor = forward(images).abs().square().mean(0, keepdim=True)
     power = power / 2 if images.is_complex() else power
     return power.clamp_min(POWER_FLOOR * float(power.max()))
 
 
 def filtered(images: Tensor, gain: Tensor) -> Tensor:
     """Multiply each frequency, zero first, with a gain."""
-    axes = tuple(range(2, images.ndim))
-    result: Tensor = torch.fft.ifftn(gain * torch.fft.fftn(images, dim=axes, norm="ortho"), dim=axes, norm="ortho")
-    return result if images.is_complex() else result.real
+    return backward(gain * forward(images), images)
+
+
+def forward(images: Tensor) -> Tensor:
+    """Fourier transform over the spatial axes, orthonormal, zero frequency first."""
+    result: Tensor = torch.fft.fftn(images, dim=tuple(range(2, images.ndim)), norm="ortho")
+    return result
+
+
+def backward(values: Tensor, like: Tensor) -> Tensor:
+    """Inverse of `forward`, for images of the type of ``like``."""
+    result: Tensor = torch.fft.ifftn(values, dim=tuple(range(2, values.ndim)), norm="ortho")
+    return result if like.is_complex() else result.real

@@ -38,6 +38,7 @@ from ambient_sci.seeding import rng_for
 __all__ = ["EMLearner", "lap_scans", "lap_starts", "posterior_images"]
 
 FEWEST = 32  # scans of a lap
+FINEST = 0.03  # level of noise below which few steps are better not spent
 
 
 class EMLearner(ImageLearner):
@@ -116,6 +117,7 @@ def posterior_images(prior: Prior, store: Store, images: Tensor, lap: int, progr
             seed=config.seed + 1 + lap,
             start=images[m.index],
             level=config.em_level,
+            finest=FINEST,
         )
         return drawn[:, 0].cpu()
 

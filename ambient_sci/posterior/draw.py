@@ -39,6 +39,7 @@ def draw_posterior(
     seed: int = 0,
     start: Tensor | None = None,
     level: float = 10.0,
+    finest: float = 0.02,
     any_size: bool = False,
     progress: str | None = None,
 ) -> Tensor:
@@ -68,6 +69,8 @@ def draw_posterior(
     level
         Noise that sampling starts from, in units of the prior's ``sigma_data``. It need not drown the coarsest
         structures, as it must without data: they are measured.
+    finest
+        Lowest noise level, in the same units: what is finer is the denoiser's mean.
     start
         Images ``(batch, channel, *spatial)`` to renew instead of starting from noise alone: noise of a lower level is
         added to them. Where they are posterior samples already, so are the results; what is coarser than the level
@@ -112,7 +115,7 @@ def draw_posterior(
         step = torch.full((len(pairs), 1), k)
         return (sign * scan_noise(shape, prior.dtype, seed, torch.cat([step, pairs], 1))).to(prior.device)
 
-    levels = prior.levels(steps, level * prior.sigma_data)
+    levels = prior.levels(steps, level * prior.sigma_data, finest)
     begin = None if start is None else start.to(prior.device).repeat_interleave(samples, 0)
     images = sample(posterior, noise, levels, solver, eta, begin, progress)
     return images.reshape(len(measurement), samples, *shape)
