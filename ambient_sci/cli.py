@@ -291,7 +291,9 @@ def _train_signature() -> inspect.Signature:
         if name == "method":
             kind = StrEnum("Method", [str(value) for value in get_args(Method)])  # type: ignore[misc,no-redef]
         shown = " ".join(map(str, field.default)) if several else field.default
-        option = typer.Option(help=field.description, show_default="automatic" if shown is None else str(shown))
+        if shown is None:  # what is not given is found out, but for these
+            shown = "none" if name == "patience" or Path in accepted else "automatic"
+        option = typer.Option(help=field.description, show_default=str(shown))
         annotation = list[int] if several else Optional[kind]  # noqa: UP045
         default: Any = [] if several else None
         parameters.append(inspect.Parameter(name, keyword, default=default, annotation=Annotated[annotation, option]))

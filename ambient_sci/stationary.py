@@ -10,8 +10,8 @@ the posterior of a scan under it is Gaussian, and perturbing and solving draws f
 .. math:: (L^H A^H W A L + 1) \, z = L^H A^H W (y + \sigma_y e - A \mu) + F w, \qquad x = \mu + L z, \; L = F^H S^{1/2},
 
 with :math:`W = 1 / \sigma_y^2` (Papandreou and Yuille 2010, NeurIPS). Power falls by orders of magnitude from coarse to
-fine, and with it what the data say. So the system is solved in :math:`u = (1 + q S)^{1/2} z`, with :math:`q` the mean of
-the eigenvalues of :math:`A^H W A`: else conjugate gradients reach fine structures last, and stop before.
+fine, and the eigenvalues of the system with it. It is solved in :math:`u = (1 + q S)^{1/2} z`, with :math:`q` the mean
+eigenvalue of :math:`A^H W A`: conjugate gradients would else come to fine structures last, and stop before.
 
 Shapes: images ``(batch, channel, *spatial)``, real or complex; spectra ``(1, channel, *spatial)``, power per real
 component. The mean of complex images is zero, since their phase is arbitrary.
@@ -64,7 +64,7 @@ class StationaryGaussian:
                 return A.adjoint(weight * A(image))
             return flat.reshape(-1, *[1] * (image.ndim - 1)) * A.gram(image)
 
-        # what is measured of each frequency, as if all were measured alike
+        # mean eigenvalue of the gram, as white noise finds it
         share = (white.conj() * gram(white)).real.flatten(1).sum(1) / white.abs().square().flatten(1).sum(1)
         scale = torch.rsqrt(1 + share.reshape(-1, *[1] * (white.ndim - 1)) * self.power)
         colour = scale * self.power.sqrt()
@@ -79,7 +79,7 @@ class StationaryGaussian:
         return self.mean + backward(colour * u, white)
 
 
-def fit_stationary(m: Measurement, iterations: int = 6, seed: int = 0) -> StationaryGaussian:
+def fit_stationary(m: Measurement, iterations: int = 12, seed: int = 0) -> StationaryGaussian:
     """Find mean and spectrum by expectation-maximisation with one posterior sample of every scan a step.
 
     Parameters

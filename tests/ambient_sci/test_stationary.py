@@ -9,7 +9,7 @@ import torch
 
 from ambient_sci.denoise import GaussianDenoiser
 from ambient_sci.measurement import Measurement, randn_like
-from ambient_sci.operators import Fourier, LinearOperator, Mask
+from ambient_sci.operators import Fourier, LinearOperator, Mask, Sense
 from ambient_sci.operators.patterns import random_lines
 from ambient_sci.posterior import MMPS
 from ambient_sci.sample import Solver, sample
@@ -115,6 +115,27 @@ def renewed_spread(solver: Solver, times: int) -> float:
 def test_multistep_laps_neither_narrow_nor_widen() -> None:
     assert abs(renewed_spread("multistep", 4) - 1) < 0.1
     assert renewed_spread("euler", 4) < 0.9
+
+
+def test_few_iterations_reach_fine_structures() -> None:
+    """What is drawn given data of the model has the model's spectrum, though it falls by five orders of magnitude."""
+    generator = torch.Generator().manual_seed(3)
+    size, count = (32, 32), 64
+    k = torch.meshgrid(*(torch.fft.fftfreq(n) for n in size), indexing="ij")
+    falling = (1e-4 / (0.002 + k[0] ** 2 + k[1] ** 2) ** 2)[None, None]
+    assert float(falling.max() / falling.min()) > 5e4
+    model = StationaryGaussian(torch.zeros(1, 1, *size, dtype=torch.complex64), falling)
+    ramps = torch.stack(torch.meshgrid(*(torch.linspace(-3, 3, n) for n in size), indexing="ij"))
+    slopes = torch.randn(count, 4, 2, 1, 1, generator=generator)
+    maps = torch.polar(torch.tensor(0.5), (slopes * ramps).sum(2))  # of four coils: they mix neighbouring frequencies
+    operator = Sense(random_lines(count, size, 4, 4, generator), maps)
+    clean = operator(model.colour(randn_like(torch.empty(count, 1, *size, dtype=torch.complex64), generator)))
+    m = Measurement((clean + 0.05 * randn_like(clean, generator)) * operator.rows, operator, 0.05)
+    ratio = (spectrum(model.sample(m, generator)) / falling).flatten()
+    ring = torch.hypot(32 * k[0], 32 * k[1]).flatten()
+    for low, high in ((2, 4), (4, 8), (8, 12), (12, 16), (16, 24)):
+        some = ratio[(ring >= low) & (ring < high)]
+        assert abs(float(some.mean()) - 1) < 4 / (count * len(some)) ** 0.5
 
 
 def test_power_is_per_real_component() -> None:
