@@ -169,10 +169,12 @@ def _looks() -> dict[str, dict[str, str]]:
 
 
 def _read(out: Path, task: str, method: str, seed: int, name: str) -> dict[str, NDArray[Any]] | None:
-    path = out / task / (f"{method}-{seed}" if method in LEARNED else method) / name
-    if not path.exists():
+    """Read what a run left; of those of several budgets the one of the largest."""
+    where = f"*/{method}-{seed}/{name}" if method in LEARNED else f"{method}/{name}"
+    found = sorted((out / task).glob(where), key=lambda path: int(path.parts[-3]) if method in LEARNED else 0)
+    if not found:
         return None
-    with np.load(path) as file:
+    with np.load(found[-1]) as file:
         return dict(file)
 
 

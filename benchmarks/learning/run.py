@@ -79,7 +79,8 @@ def learned_row(
     task = TASKS[name]
     frozen = freeze(task, data, out, scans)
     few = [f"scans={scans}"] if scans else []
-    run = out / name / "-".join([method, *few, *(f"{k}={v}" for k, v in options.items()), str(seed)])
+    shown = {k: Path(v).name if isinstance(v, str) else v for k, v in options.items()}
+    run = out / name / str(budget) / "-".join([method, *few, *(f"{k}={v}" for k, v in shown.items()), str(seed)])
     every = {**task.network, **LEARNED[method], "seed": seed, "device": "cpu", **options}
     if "clean" in options:
         every["clean"] = freeze(task, data, out, options["clean"]).clean
@@ -93,7 +94,7 @@ def learned_row(
     train(config)
     prior = load_prior(run, device="cpu")
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    row = {"task": name, "method": method, "seed": seed, "options": options, "seconds": log[-1]["seconds"]}
+    row = {"task": name, "method": method, "seed": seed, "options": shown, "seconds": log[-1]["seconds"]}
     row |= {"budget": budget, "images": config.images, **posterior_scores(prior, frozen, run)}
     row |= drawn_scores(prior, frozen, run)
     row |= {"trained_scans": len(open_store(frozen.train)), **({"scans": scans} if scans else {})}

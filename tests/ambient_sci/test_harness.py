@@ -73,7 +73,7 @@ def test_methods_see_measurements_alone(
     monkeypatch.setattr(harness.run, "drawn_scores", lambda *arguments: {})
     for method in harness.run.LEARNED:
         harness.run.learned_row(TASK, method, tmp_path, tmp_path, 0, 100, {})
-        config = json.loads((tmp_path / TASK / f"{method}-0" / "config.json").read_text())
+        config = json.loads((tmp_path / TASK / "100" / f"{method}-0" / "config.json").read_text())
         store = Path(config["store"])
         assert store.name == ("clean.zarr" if method in harness.run.CLEAN else "train.zarr")
         assert open_store(store).has_references == (method in harness.run.CLEAN)
@@ -148,9 +148,9 @@ def test_rows_tables_and_figures(harness: SimpleNamespace, tmp_path: Path, capsy
     for row in rows[:2]:
         assert names <= set(row)
         assert row["trained_scans"] == 48
-        with np.load(tmp_path / TASK / f"{row['method']}-0" / "samples.npz") as file:
+        with np.load(tmp_path / TASK / str(row["budget"]) / f"{row['method']}-0" / "samples.npz") as file:
             assert file["samples"].shape == (8, 1, 16, 16)
-        assert (tmp_path / TASK / f"{row['method']}-0" / "samples.png").exists()
+        assert (tmp_path / TASK / str(row["budget"]) / f"{row['method']}-0" / "samples.png").exists()
 
     readme.write_text("before\n<!-- learning -->\nstale numbers\n<!-- /learning -->\nafter\n")
     harness.table.main(["--results", str(results), "--readme", str(readme)])
@@ -183,7 +183,7 @@ def test_rows_of_known_laws(
     assert row["nrmse_ratio"] == row["nrmse" if sampled else "nrmse_restored"] / row["nrmse_exact"] > 1
     assert row["excess"] > 0
     assert ({"coverage_90", "frechet", "frechet_floor", "psnr"} <= set(row)) == sampled
-    assert (tmp_path / task / f"{method}-batch=16-widths=(32,)-0" / "restored.npz").exists()
+    assert (tmp_path / task / "100" / f"{method}-batch=16-widths=(32,)-0" / "restored.npz").exists()
     assert not any(isinstance(value, float) and math.isnan(value) for value in row.values())
 
 
@@ -220,7 +220,7 @@ def test_targets_of_learning(harness: SimpleNamespace) -> None:
         lines = harness.table.judged(harness.table.groups(rows))
         return {target: met for target, _, met in lines}
 
-    (r4, _, tv, r8, _, digits, ahead, radio, coverage, _) = harness.table.TARGETS
+    (r4, _, tv, r8, _, digits, ahead, radio, coverage, noisy, _) = harness.table.TARGETS
     assert set(verdicts().values()) == {"not measured"}
     rows = [_row("mri-r4", "oracle", nrmse=0.1), _row("mri-r4", "em", nrmse=0.114), _row("mri-r4", "tv", nrmse=0.18)]
     assert verdicts(*rows)[r4] == "met"
@@ -240,6 +240,15 @@ def test_targets_of_learning(harness: SimpleNamespace) -> None:
     inside = [_row("mri-r4", "oracle", coverage_90=0.92), _row("mri-r4", "em", coverage_90=0.88)]
     assert verdicts(*inside)[coverage] == "met"
     assert verdicts(*inside, _row("mri-r4", "ambient", coverage_90=0.8))[coverage] == "NOT met"
+    pairs = [
+        _row(task, method, nrmse_restored=value)
+        for task, value in (("mri-r4-noisy", 0.3), ("digits-p50-noisy", 0.38))
+        for method, value in (("ambient", value), ("ambient-noiseless", 0.4), ("oracle", 0.1))
+    ]
+    assert verdicts(*pairs[:3])[noisy] == "met"
+    assert verdicts(*pairs)[noisy] == "met"
+    pairs[3]["nrmse_restored"] = 0.39
+    assert verdicts(*pairs)[noisy] == "NOT met"
 
 
 def test_curves(harness: SimpleNamespace) -> None:
