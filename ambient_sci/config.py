@@ -81,18 +81,21 @@ class TrainConfig(BaseModel):
     )
     consistency_steps: int = Field(1, ge=1, description="ambient: data-consistency steps inside the network")
 
-    laps: int = Field(4, ge=0, description="em: how often the posterior samples are drawn anew")
+    laps: int | None = Field(
+        None, ge=0, description="em: how often posterior samples are drawn; every 6000 images if not given"
+    )
     start_images: int | None = Field(
-        None, ge=1, description="em: images before the first lap; an equal share if not given"
+        None, ge=1, description="em: images before the first lap; a quarter of all, at least a lap's, if not given"
     )
-    em_start: EMStart = Field("l1-wavelet", description="em: images before the first lap: l1-wavelet, tv, gaussian")
-    em_growth: float = Field(
-        1.0, ge=1, description="em: how many times more scans a lap draws samples of than the last"
+    em_start: EMStart = Field("tv", description="em: images before the first lap: l1-wavelet, tv, gaussian")
+    em_first: float = Field(
+        0.1, gt=0, le=1, description="em: share of the scans that the first lap draws samples of; the last takes all"
     )
-    em_level: float = Field(1.5, gt=0, description="em: noise from which samples are renewed, in units of sigma_data")
-    em_steps: int = Field(8, ge=1, description="em: sampler steps of the posterior samples")
+    em_level: float = Field(2.0, gt=0, description="em: noise from which samples are renewed, in units of sigma_data")
+    em_steps: int = Field(7, ge=1, description="em: sampler steps of the posterior samples")
     em_solver: Literal["euler", "multistep", "mixed"] = Field(
-        "euler", description="em: euler narrows the posterior samples, multistep widens those of a poor network"
+        "mixed",
+        description="em: euler narrows samples, multistep widens those of a poor prior; mixed: one, then the other",
     )
     em_iterations: int = Field(2, ge=1, description="em: conjugate gradient iterations of the posterior samples")
 

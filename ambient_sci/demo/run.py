@@ -74,7 +74,7 @@ class DemoSize:
     held_out_slices: int = 4
     samples: int = 16
     steps: int = 16
-    laps: int = 3
+    laps: int | None = None
 
 
 FULL = DemoSize()

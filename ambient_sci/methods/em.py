@@ -6,15 +6,22 @@ each scan under the current prior:
 .. math:: x_i \sim p_\theta(x \mid y_i), \qquad
           \theta \leftarrow \arg\min \textstyle\sum_i E \| D_\theta(x_i + s n, s) - x_i \|^2
 
-(Rozet et al. 2024, arXiv:2405.13712). It starts here from L1-wavelet reconstructions, whose regularisation is chosen by
-predicting held-out measured rows, and the optimiser goes on from lap to lap. Nothing but measurements is read.
+(Rozet et al. 2024, arXiv:2405.13712). It starts here from total variation reconstructions, whose regularisation is
+chosen by predicting held-out measured rows, and the optimiser goes on from lap to lap. Nothing but measurements is
+read.
 
-Samples cost far more than steps. So the first laps, whose prior is still poor, draw few of them: a lap takes as many
-scans as its number in a geometric sequence that ends with all, and learns from these.
+What a lap can change is what the prior can tell better than the images that it was learned from. So the network first
+takes its time on the reconstructions; samples of one that has hardly learned are noise, which the next lap learns.
+Samples cost several times as much as steps, and the prior is poor at first: the first lap draws few, and each further
+one more by the same factor, up to those of all scans.
+
+A lap renews images down from a noise level (`posterior_images`). What is coarser than the level stays as it was, and
+the reconstructions are wrong in coarse things too: the level is above what most unmeasured structures have.
 
 A lap should leave samples that are right already as they are, in distribution. Few Euler steps take away a fifth of
 their variance and more, lap after lap, and multistep ones nothing, with an exact denoiser. With a network that is
-still poor it is the other way round that helps: what its noise leaves in the samples, Euler steps take away.
+still poor it is the other way round that helps: what its noise leaves in the samples, Euler steps take away. So laps
+of the first half take Euler steps, and those of the second half multistep ones.
 """
 
 import numpy as np
@@ -35,8 +42,9 @@ from ambient_sci.prior import Prior, load_prior
 from ambient_sci.sample import Solver
 from ambient_sci.seeding import rng_for
 
-__all__ = ["EMLearner", "lap_scans", "lap_starts", "posterior_images"]
+__all__ = ["EMLearner", "lap_count", "lap_scans", "lap_starts", "posterior_images"]
 
+LAP = 6000  # images: a network takes so many to follow samples that have changed
 FEWEST = 32  # scans of a lap
 FINEST = 0.03  # level of noise below which few steps are better not spent
 
@@ -80,18 +88,33 @@ class EMLearner(ImageLearner):
 
 def lap_starts(config: TrainConfig) -> list[int]:
     """Numbers of images seen at which laps begin."""
-    if config.laps == 0:
+    count = lap_count(config)
+    if count == 0:
         return []
-    first = config.start_images or config.images // (config.laps + 1)
+    first = _start(config, count)
     if first >= config.images:
         raise ConfigError(f"start_images must be below images, got {first} of {config.images}: no lap would follow")
-    rest = (config.images - first) / config.laps
-    return [round(first + lap * rest) for lap in range(config.laps)]
+    rest = (config.images - first) / count
+    return [round(first + lap * rest) for lap in range(count)]
+
+
+def lap_count(config: TrainConfig) -> int:
+    """Tell how many laps there are."""
+    if config.laps is not None:
+        return config.laps
+    return max(1, round((config.images - _start(config, 1)) / LAP))
+
+
+def _start(config: TrainConfig, laps: int) -> int:
+    """Images before the first lap."""
+    share = max(config.images // 4, min(LAP, config.images // (laps + 1)))
+    return share if config.start_images is None else config.start_images
 
 
 def lap_scans(config: TrainConfig, count: int, lap: int) -> NDArray[np.int64]:
-    """Choose the scans that a lap draws samples of: all in the last lap, ``em_growth`` times fewer in each before."""
-    share = config.em_growth ** -(config.laps - 1 - lap)
+    """Choose the scans that a lap draws samples of: all in the last lap, a share that grows lap by lap before."""
+    last = lap_count(config) - 1
+    share = config.em_first ** (1 - lap / last) if last > 0 else 1.0
     some = min(count, max(FEWEST, config.batch, round(share * count)))
     return np.sort(rng_for(config.seed, 0x6B).permutation(count)[:some])
 
@@ -103,7 +126,8 @@ def posterior_images(prior: Prior, store: Store, images: Tensor, lap: int, progr
     Markov chain whose stationary law is the posterior, at a fraction of the cost of starting from noise alone.
     """
     config = prior.config
-    late = 2 * (lap + 1) > config.laps
+    laps = lap_count(config)
+    late = 2 * (lap + 1) > laps
     solver: Solver = ("multistep" if late else "euler") if config.em_solver == "mixed" else config.em_solver
 
     def draw(m: Measurement) -> Tensor:
@@ -121,7 +145,7 @@ def posterior_images(prior: Prior, store: Store, images: Tensor, lap: int, progr
         )
         return drawn[:, 0].cpu()
 
-    label = f"lap {lap + 1} of {config.laps}: posterior samples"
+    label = f"lap {lap + 1} of {laps}: posterior samples"
     chunks = list(chunks_of(store, lap_scans(config, len(store), lap)))
     renewed = images.clone()  # a lap that is interrupted has not begun
     share_out(chunks, lambda scans: draw(store.read(scans)), renewed, label if progress else None)

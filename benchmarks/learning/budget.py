@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ambient_sci import TrainConfig, train
-from ambient_sci.methods.em import lap_scans
+from ambient_sci.methods.em import lap_count, lap_scans
 
 __all__ = ["planned_images"]
 
@@ -49,10 +49,12 @@ def planned_images(probe: Path, few: int, scans: int, options: dict[str, Any], b
         return budget
     runs = [(_cost(probe, {**options, "method": "oracle"}), _cost(probe, options)) for _ in range(REPEATS)]
     oracle, own = (Cost(*map(min, zip(*costs, strict=True))) for costs in zip(*runs, strict=True))
-    config = TrainConfig(store=probe, out=probe, images=budget, **options)
-    laps = sum(len(lap_scans(config, scans, lap)) for lap in range(config.laps)) if config.method == "em" else 0
-    before = (scans * own.start + laps * own.lap) / few
-    images = int((budget * oracle.image - before) / own.image) // config.batch * config.batch
+    images = budget
+    for _ in range(10):  # of how many images depends how many laps there are
+        config = TrainConfig(store=probe, out=probe, **{**options, "images": images})
+        laps = sum(len(lap_scans(config, scans, lap)) for lap in range(lap_count(config)) if config.method == "em")
+        before = (scans * own.start + laps * own.lap) / few
+        images = max(int((budget * oracle.image - before) / own.image) // config.batch * config.batch, 1)
     if images < FIRST:
         raise SystemExit(
             f"error: a budget of {budget} is too little: start and laps take the time of {before / oracle.image:.0f}"

@@ -77,7 +77,7 @@ def test_a_killed_run_ends_with_the_same_weights(
     method: str, store_path: Path, tmp_path: Path, small: dict[str, Any]
 ) -> None:
     options = {**small, "images": 1200, "widths": [32, 32], "method": method}
-    options |= {"laps": 3, "em_growth": 2} if method == "em" else {}
+    options |= {"laps": 3, "em_first": 0.25} if method == "em" else {}
     options_file = tmp_path / "options.json"
     options_file.write_text(json.dumps(options))
 
@@ -152,16 +152,16 @@ def test_weights_are_as_readable_as_their_folder(tmp_path: Path, mode: int) -> N
 
 
 def test_laps_take_more_and_more_scans(tmp_path: Path) -> None:
-    config = TrainConfig(store=tmp_path, out=tmp_path, laps=5, em_growth=2, seed=3)
+    config = TrainConfig(store=tmp_path, out=tmp_path, laps=5, em_first=0.0625, seed=3)
     scans = [set(lap_scans(config, 1000, lap).tolist()) for lap in range(5)]
     assert [len(some) for some in scans] == [62, 125, 250, 500, 1000]
     assert all(some < more for some, more in itertools.pairwise(scans))
     assert max(scans[0]) > 900  # not the first ones, which may be of one subject
-    assert all(len(lap_scans(config.model_copy(update={"em_growth": 1.0}), 1000, lap)) == 1000 for lap in range(5))
+    assert all(len(lap_scans(config.model_copy(update={"em_first": 1.0}), 1000, lap)) == 1000 for lap in range(5))
 
 
 def test_batches_are_of_the_scans_of_the_lap(store_path: Path, tmp_path: Path, small: dict[str, Any]) -> None:
-    options = {**small, "laps": 2, "em_growth": 1.25, "sigma_data": 0.3, "precision": "fp32"}
+    options = {**small, "laps": 2, "em_first": 0.8, "sigma_data": 0.3, "precision": "fp32"}
     config = TrainConfig(store=store_path, out=tmp_path, **options)
     store = open_store(store_path)
     learner = EMLearner(config, store, False)
