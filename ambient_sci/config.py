@@ -116,6 +116,11 @@ class TrainConfig(BaseModel):
             raise ConfigError(_explain(error, type(self))) from None
 
     @classmethod
+    def learned_with(cls, options: dict[str, Any]) -> Self:
+        """Read the options of a prior, of an earlier release too: what training no longer has does not matter to it."""
+        return cls(**{name: value for name, value in options.items() if name in cls.model_fields})
+
+    @classmethod
     def from_json(cls, text: str) -> Self:
         """Read what `model_dump_json` wrote."""
         try:

@@ -23,7 +23,7 @@ from ambient_sci.sample import Solver, sample
 from ambient_sci.schedule import edm_levels
 from ambient_sci.seeding import scan_noise, stream
 
-__all__ = ["Prior", "build_denoiser", "load_prior", "prior_file", "resolve_device"]
+__all__ = ["Prior", "build_denoiser", "load_prior", "resolve_device", "saved_prior"]
 
 
 @dataclass(frozen=True)
@@ -175,8 +175,14 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def prior_file(run: Path) -> Path:
-    """Find the prior of a run, given its folder or the file itself; raises `NotFoundError`."""
+def saved_prior(run: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any], TrainConfig]:
+    """Read a run's ``prior.safetensors``, given the folder or the file: its path, weights, header and options.
+
+    Raises
+    ------
+    NotFoundError, CheckpointError
+        If there is none, or its options are not those of a training.
+    """
     if not run.exists():
         raise NotFoundError(f"no run at {run}; `ambient-sci train STORE --out {run}` makes one")
     path = run / "prior.safetensors" if run.is_dir() else run
@@ -184,7 +190,11 @@ def prior_file(run: Path) -> Path:
         raise NotFoundError(
             f"no prior.safetensors in {run}: not a run, or one that has not reached its first checkpoint"
         )
-    return path
+    tensors, header = load_tensors(path)
+    try:
+        return path, tensors, header, TrainConfig.learned_with(header["config"])
+    except (AttributeError, KeyError, ConfigError) as error:
+        raise CheckpointError(f"{path} does not fit the network that its options describe: {error}") from error
 
 
 def load_prior(run: Path | str, device: str = "auto", network: nn.Module | None = None) -> Prior:
@@ -204,11 +214,9 @@ def load_prior(run: Path | str, device: str = "auto", network: nn.Module | None 
     NotFoundError, CheckpointError
         If there is nothing to load, or it does not fit this release.
     """
-    path = prior_file(Path(run))
-    tensors, header = load_tensors(path)
+    path, tensors, header, config = saved_prior(Path(run))
     target = resolve_device(device)
     try:
-        config = TrainConfig(**header["config"])
         # weights are the same in either precision: take what this device does best
         config = config.model_copy(update={"precision": best_precision(target)})
         denoiser = build_denoiser(config, tuple(header["image_shape"]), header["is_complex"], network)

@@ -9,17 +9,16 @@ from pathlib import Path
 
 from torch import nn
 
-from ambient_sci.checkpoint import load_tensors
 from ambient_sci.config import TrainConfig
 from ambient_sci.errors import ConfigError
-from ambient_sci.prior import prior_file
+from ambient_sci.prior import saved_prior
 
 __all__ = ["earlier_options", "warm_start"]
 
 
 def earlier_options(run: Path) -> TrainConfig:
     """Read the options that an earlier run's prior was learned with."""
-    return TrainConfig(**load_tensors(prior_file(run))[1]["config"])
+    return saved_prior(run)[-1]
 
 
 def warm_start(denoiser: nn.Module, config: TrainConfig) -> None:
@@ -31,8 +30,7 @@ def warm_start(denoiser: nn.Module, config: TrainConfig) -> None:
         If that run's network does something else, or is of another size.
     """
     assert config.start_from is not None
-    tensors, header = load_tensors(prior_file(config.start_from))
-    earlier = TrainConfig(**header["config"])
+    _, tensors, _, earlier = saved_prior(config.start_from)
     if earlier.restores != config.restores:
         if config.method == "em":
             return  # what is taken over is images

@@ -33,6 +33,7 @@ def draw_posterior(
     method: PosteriorMethod = "auto",
     steps: int = 32,
     iterations: int = 3,
+    tolerance: float = 0.05,
     guidance: float = 1.0,
     solver: Solver = "multistep",
     eta: float = 1.0,
@@ -61,7 +62,9 @@ def draw_posterior(
     steps, solver, eta
         See `ambient_sci.sample.sample`.
     iterations
-        MMPS: conjugate gradient iterations for each evaluation.
+        MMPS: conjugate gradient iterations for each evaluation, at most.
+    tolerance
+        MMPS: relative residual that ends them. It is small soon at levels below the noise of the data.
     guidance
         A-DPS: strength of the pull towards the data.
     seed
@@ -106,7 +109,7 @@ def draw_posterior(
         seen = FixedMask.thinned(prior.denoiser, repeated.operator, blank, prior.config.hidden, streams)
         posterior: Denoiser = ADPS(seen, repeated, guidance)
     else:
-        posterior = MMPS(prior.denoiser, repeated, iterations)
+        posterior = MMPS(prior.denoiser, repeated, iterations, tolerance)
 
     pairs = torch.stack([labels[:, 0], labels[:, 1] // 2], 1)
     sign = per_image(1.0 - 2.0 * (labels[:, 1] % 2), blank)

@@ -11,8 +11,9 @@ and conditioned on the measurement:
 The solve takes a few conjugate gradient iterations in measurement space, each of them one product with the Jacobian;
 the image :math:`V A^H v` is carried along, so that it costs no product more. The Jacobian of a learned denoiser is
 nearly, not exactly, symmetric and positive, and conjugate gradients can run away on what it is not: a scan is left as
-it is from the iteration on at which :math:`V` turns out negative or the residual has grown to three times what it was.
-Exact for Gaussian priors; any operator, any diagonal noise (Rozet et al. 2024, arXiv:2405.13712).
+it is from the iteration on at which :math:`V` turns out negative or the residual has grown to three times what it
+was, or has shrunk enough. At levels below the noise of the data the first iteration does that. Exact for Gaussian
+priors; any operator, any diagonal noise (Rozet et al. 2024, arXiv:2405.13712).
 """
 
 import torch
@@ -37,14 +38,19 @@ class MMPS(Denoiser):
     measurement
         The scans; one for each image of the batch.
     iterations
-        Conjugate gradient iterations for each evaluation.
+        Conjugate gradient iterations for each evaluation, at most.
+    tolerance
+        Residual, relative to the first one, that ends them for a scan.
     """
 
-    def __init__(self, denoiser: Denoiser, measurement: Measurement, iterations: int = 3) -> None:
+    def __init__(
+        self, denoiser: Denoiser, measurement: Measurement, iterations: int = 3, tolerance: float = 0.0
+    ) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.measurement = measurement
         self.iterations = iterations
+        self.tolerance = tolerance
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Denoise given the measurement; see `Denoiser`."""
@@ -58,7 +64,8 @@ class MMPS(Denoiser):
         denoised: Tensor = mean.detach()
         residual = (y - operator(denoised)) * operator.rows
         direction, energy = residual, dot(residual, residual)
-        limit, active = GROWTH**2 * energy, torch.ones_like(energy, dtype=torch.bool)
+        limit, enough = GROWTH**2 * energy, self.tolerance**2 * energy
+        active = energy > 0
         tiny = torch.finfo(energy.dtype).tiny
         for left in reversed(range(self.iterations)):
             # the Jacobian of an exact denoiser is symmetric, so that its transpose, which autograd gives, is as good
@@ -71,6 +78,9 @@ class MMPS(Denoiser):
             active = active & (dot(back, spread).reshape(energy.shape) > 0) & (renewed <= limit)
             step = torch.where(active, alpha, 0)
             denoised = denoised + per_image(step, x) * spread
+            active = active & (renewed > enough)
+            if left == 0 or not bool(active.any()):
+                break
             residual = residual - step * image
             direction = residual + torch.where(active, renewed / energy.clamp_min(tiny), 0) * direction
             energy = renewed

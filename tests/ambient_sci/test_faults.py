@@ -373,8 +373,8 @@ def test_weights_of_something_else(refused: Callable[..., str], store: Path, run
         (lambda: save_tensors(path, {**tensors, first: torch.zeros(2)}, header), "does not fit the network"),
         (lambda: save_tensors(path, tensors, {}), "does not fit the network that its options describe: 'config'"),
         (
-            lambda: save_tensors(path, tensors, {**header, "config": {**header["config"], "lr": 1}}),
-            "unknown option 'lr'",
+            lambda: save_tensors(path, tensors, {**header, "config": {**header["config"], "patch": 0}}),
+            "option 'patch': input should be greater than or equal to 1, got 0",
         ),
         (lambda: save_tensors(path, tensors, {**header, "config": None}), "does not fit the network"),
         (

@@ -294,6 +294,15 @@ def operator_for(prior: Prior, store_path: Path, count: int) -> Any:
     return open_store(store_path).read(range(count)).operator if prior.config.method == "ambient" else None
 
 
+def test_a_prior_of_an_earlier_release_is_loaded(prior: Prior, tmp_path: Path) -> None:
+    """Its training had options that there no longer are."""
+    path = tmp_path / "prior.safetensors"
+    prior.save(path)
+    tensors, header = load_tensors(path)
+    save_tensors(path, tensors, {**header, "config": {**header["config"], "em_growth": 1.5}})
+    assert load_prior(path, "cpu").fingerprint() == prior.fingerprint()
+
+
 def test_a_prior_is_loaded_as_it_was_saved(prior: Prior, run_path: Path, store_path: Path, tmp_path: Path) -> None:
     prior.save(tmp_path / "copy.safetensors")
     again = load_prior(tmp_path / "copy.safetensors", "cpu")
