@@ -63,6 +63,11 @@ class Group:
         return self.method in LEARNED
 
     @property
+    def has_clean(self) -> bool:
+        """Whether clean images had a part in it."""
+        return self.method in CLEAN or not {"clean", "start_from"}.isdisjoint(self.options)
+
+    @property
     def label(self) -> str:
         """Method, and what is not as it comes."""
         parts = [f"{name}={value}" for name, value in self.options.items()]
@@ -146,9 +151,11 @@ class _Results:
         for group in plain:
             if group.method == "oracle":
                 budgets.setdefault(group.task, []).append(group.budget or 0)
-        self.plain = [
-            group for group in plain if not group.is_learned or group.budget == max(budgets.get(group.task, [-1]))
+        judged = [
+            group for group in every if not group.is_learned or group.budget == max(budgets.get(group.task, [-1]))
         ]
+        self.plain = [group for group in judged if group.is_default]
+        self.without_clean = [group for group in judged if group.scans is None and not group.has_clean]
 
     def __call__(self, task: str, method: str, name: str = "nrmse") -> float | None:
         """Look up a number of a method."""
@@ -158,11 +165,11 @@ class _Results:
         return None
 
     def best(self, task: str, name: str = "nrmse") -> tuple[float, str] | None:
-        """Find the least number among methods that learn from measurements alone, and whose it is."""
+        """Find the least number among methods that learn from measurements alone, with any options, and whose it is."""
         found = [
-            (group.mean[name], group.method)
-            for group in self.plain
-            if group.task == task and group.is_learned and group.method not in CLEAN and name in group.mean
+            (group.mean[name], group.method + (", with options" if group.options else ""))
+            for group in self.without_clean
+            if group.task == task and group.is_learned and name in group.mean
         ]
         return min(found, default=None)
 
@@ -189,7 +196,7 @@ def _radio(results: _Results) -> Verdict:
 def _coverage(results: _Results) -> Verdict:
     found = [
         (group.mean["coverage_90"], f"{group.task} {group.method}")
-        for group in results.plain
+        for group in [*results.plain, *results.without_clean]
         if group.task.startswith("mri") and "coverage_90" in group.mean
     ]
     if not found:

@@ -230,6 +230,9 @@ def test_targets_of_learning(harness: SimpleNamespace) -> None:
     assert verdicts(*rows, _row("mri-r4", "oracle", nrmse=0.09, budget=300))[r4] == "not measured"
     rows[1]["nrmse"] = 0.118
     assert verdicts(*rows)[r4] == "NOT met"
+    assert verdicts(*rows, _row("mri-r4", "em", options={"laps": 9}, nrmse=0.11))[r4] == "met"
+    for helped in ({"clean": 50}, {"start_from": "oracle-0"}):
+        assert verdicts(*rows, _row("mri-r4", "em", options=helped, nrmse=0.11))[r4] == "NOT met"
     assert verdicts(*rows)[tv] == "NOT met"
 
     digit = [_row("digits-p75", name, frechet=value) for name, value in (("oracle", 10), ("em", 14), ("ambient", 17))]
