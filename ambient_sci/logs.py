@@ -57,7 +57,7 @@ class Log:
         self._board = _tensorboard(config.out, seen) if config.tensorboard and main() else None
         label = f"training ({config.method})"
         hidden = not (progress and main())
-        self._held_out = _held_out(config.out)
+        self._held_out = _held_out(config.out) if main() else []
         self._bar = tqdm(total=config.images, initial=seen, unit="image", desc=label, disable=hidden)
 
     def __enter__(self) -> Self:

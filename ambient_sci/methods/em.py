@@ -13,7 +13,7 @@ read.
 What a lap can change is what the prior can tell better than the images that it was learned from. So the network first
 takes its time on the reconstructions; samples of one that has hardly learned are noise, which the next lap learns.
 Samples cost several times as much as steps, and the prior is poor at first: the first lap draws few, and each further
-one more by the same factor, up to those of all scans.
+one more by the same factor, up to those of all scans, or as many as a lap can learn from.
 
 A lap renews images down from a noise level (`posterior_images`). What is coarser than the level stays as it was, and
 the reconstructions are wrong in coarse things too: the level is above what most unmeasured structures have.
@@ -112,11 +112,18 @@ def _start(config: TrainConfig, laps: int) -> int:
 
 
 def lap_scans(config: TrainConfig, count: int, lap: int) -> NDArray[np.int64]:
-    """Choose the scans that a lap draws samples of: all in the last lap, a share that grows lap by lap before."""
-    last = lap_count(config) - 1
-    share = config.em_first ** (1 - lap / last) if last > 0 else 1.0
-    some = min(count, max(FEWEST, config.batch, round(share * count)))
-    return np.sort(rng_for(config.seed, 0x6B).permutation(count)[:some])
+    """Choose the scans that a lap draws samples of.
+
+    A share that grows lap by lap, and all in the last lap; but of large stores only so many that a lap learns from each
+    of its images twice, and other scans from lap to lap.
+    """
+    laps = lap_count(config)
+    share = config.em_first ** (1 - lap / (laps - 1)) if laps > 1 else 1.0
+    wanted, most = round(share * count), (config.images - _start(config, laps)) // laps // 2
+    some = min(count, max(FEWEST, config.batch, min(wanted, most)))
+    first = lap * some if wanted > most else 0
+    order = rng_for(config.seed, 0x6B).permutation(count)
+    return np.sort(order.take(range(first, first + some), mode="wrap"))
 
 
 def posterior_images(prior: Prior, store: Store, images: Tensor, lap: int, progress: bool) -> Tensor:

@@ -30,9 +30,9 @@ OPTIONS: dict[str, Any] = {
     "warmup": 20, "device": "cpu",
 }  # fmt: skip
 RUNS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
-    "em": ({}, {}),
+    "em": ({"images": 120, "start_images": 40}, {}),
     "ambient": ({"method": "ambient", "batch": 9, "images": 90, "accumulate": 2}, {}),
-    "sharded": ({}, FSDP),
+    "sharded": ({"images": 120, "start_images": 40}, FSDP),
     "sharded-ambient": ({"method": "ambient", "images": 40}, FSDP),
     "stopped": ({"laps": 0}, {"STRUCK": "1"}),
 }
