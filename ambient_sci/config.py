@@ -89,7 +89,7 @@ class TrainConfig(BaseModel):
     )
     em_start: EMStart = Field("tv", description="em: images before the first lap: l1-wavelet, tv, gaussian")
     em_first: float = Field(
-        0.1, gt=0, le=1, description="em: share of the scans that the first lap draws samples of; the last takes all"
+        0.1, gt=0, le=1, description="em: share of the scans that the first lap draws samples of; later ones take more"
     )
     em_level: float = Field(2.0, gt=0, description="em: noise from which samples are renewed, in units of sigma_data")
     em_steps: int = Field(7, ge=1, description="em: sampler steps of the posterior samples")

@@ -64,8 +64,9 @@ class Group:
 
     @property
     def has_clean(self) -> bool:
-        """Whether clean images had a part in it."""
-        return self.method in CLEAN or not {"clean", "start_from"}.isdisjoint(self.options)
+        """Whether clean images had a part in it, be it by the run that it began with, whose name has its options."""
+        earlier = str(self.options.get("start_from", ""))
+        return self.method in CLEAN or "clean" in self.options or any(name in earlier for name in (*CLEAN, "clean="))
 
     @property
     def label(self) -> str:
@@ -233,7 +234,7 @@ def _l1_edm(results: _Results) -> Verdict:
     ]
     if not pairs:
         return None
-    not_beaten = [task for task, best, value in pairs if best[1] == "l1-edm"]
+    not_beaten = [task for task, best, value in pairs if best[1].startswith("l1-edm")]
     return f"not on {', '.join(not_beaten)}" if not_beaten else f"on {len(pairs)} tasks", not not_beaten
 
 

@@ -231,7 +231,8 @@ def test_targets_of_learning(harness: SimpleNamespace) -> None:
     rows[1]["nrmse"] = 0.118
     assert verdicts(*rows)[r4] == "NOT met"
     assert verdicts(*rows, _row("mri-r4", "em", options={"laps": 9}, nrmse=0.11))[r4] == "met"
-    for helped in ({"clean": 50}, {"start_from": "oracle-0"}):
+    assert verdicts(*rows, _row("mri-r4", "em", options={"start_from": "ambient-0"}, nrmse=0.11))[r4] == "met"
+    for helped in ({"clean": 50}, {"start_from": "oracle-0"}, {"start_from": "em-clean=50-0"}):
         assert verdicts(*rows, _row("mri-r4", "em", options=helped, nrmse=0.11))[r4] == "NOT met"
     assert verdicts(*rows)[tv] == "NOT met"
 
