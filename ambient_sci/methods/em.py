@@ -24,6 +24,8 @@ still poor it is the other way round that helps: what its noise leaves in the sa
 of the first half take Euler steps, and those of the second half multistep ones.
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -41,6 +43,7 @@ from ambient_sci.posterior.draw import draw_posterior
 from ambient_sci.prior import Prior, load_prior
 from ambient_sci.sample import Solver
 from ambient_sci.seeding import rng_for
+from ambient_sci.warm_start import earlier_options
 
 __all__ = ["EMLearner", "lap_count", "lap_scans", "lap_starts", "posterior_images"]
 
@@ -58,9 +61,7 @@ class EMLearner(ImageLearner):
         self.drawn = 0
 
     def first_images(self) -> Tensor:
-        """Reconstructions to start from, or what an earlier run's prior makes of the scans."""
-        if self.config.start_from is not None:
-            return _earlier_images(self.config, self.store, self.progress)
+        """Reconstructions to start from."""
         return starting_images(self.store, self.config.em_start, self.config.seed, self.progress)
 
     def scans(self) -> NDArray[np.int64]:
@@ -69,6 +70,8 @@ class EMLearner(ImageLearner):
 
     def prepare(self, seen: int, prior: Prior) -> None:
         """Draw the samples of a lap that is due."""
+        if self.images is None and self.config.start_from is not None:
+            self.images = _earlier_images(self.config.start_from, prior, self.store, self.progress)
         super().prepare(seen, prior)
         while self.drawn < len(self.starts) and seen >= self.starts[self.drawn]:
             assert self.images is not None
@@ -159,10 +162,11 @@ def posterior_images(prior: Prior, store: Store, images: Tensor, lap: int, progr
     return renewed
 
 
-def _earlier_images(config: TrainConfig, store: Store, progress: bool) -> Tensor:
-    """Posterior samples of every scan under the prior of an earlier run, or its restorations."""
-    assert config.start_from is not None
-    prior = load_prior(config.start_from, config.device)
+def _earlier_images(run: Path, prior: Prior, store: Store, progress: bool) -> Tensor:
+    """Restore every scan by an earlier run: its restorations, or posterior samples under the weights taken from it."""
+    config = prior.config
+    if earlier_options(run).restores:
+        prior = load_prior(run, str(prior.device))
 
     def restored(m: Measurement) -> Tensor:
         m = m.to(prior.device)
@@ -171,5 +175,5 @@ def _earlier_images(config: TrainConfig, store: Store, progress: bool) -> Tensor
         drawn = draw_posterior(prior, m, steps=2 * config.em_steps, iterations=config.em_iterations, seed=config.seed)
         return drawn[:, 0].cpu()
 
-    label = f"images by the prior of {config.start_from}"
+    label = f"images by the prior of {run}"
     return every_scan(store, restored, label, progress)

@@ -1,5 +1,6 @@
 """Methods that learning from measurements is compared with, and what any training can be mixed with or begin from."""
 
+import dataclasses
 import warnings
 from functools import partial
 from pathlib import Path
@@ -184,7 +185,10 @@ def test_em_begins_with_what_an_earlier_prior_makes_of_the_scans(
     earlier = load_prior(run_path, device="cpu")
     store = open_store(store_path)
     config = TrainConfig(store=store_path, out=tmp_path, start_from=run_path, **{**small, "device": "cpu"})
-    images = EMLearner(config, store, False).first_images()
+    learner = EMLearner(config, store, False)
+    learner.prepare(0, dataclasses.replace(earlier, config=config))  # training has taken over the weights
+    images = learner.images
+    assert images is not None
     m = store.read(slice(None))
     if earlier.config.method == "ambient":
         expected = restore(earlier.denoiser, m)  # type: ignore[arg-type]
