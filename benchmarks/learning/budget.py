@@ -47,7 +47,8 @@ def planned_images(probe: Path, few: int, scans: int, options: dict[str, Any], b
     """
     if options.get("method") == "oracle":
         return budget
-    runs = [(_cost(probe, {**options, "method": "oracle"}), _cost(probe, options)) for _ in range(REPEATS)]
+    bare = {name: value for name, value in options.items() if name not in ("start_from", "clean")}
+    runs = [(_cost(probe, {**bare, "method": "oracle"}), _cost(probe, options)) for _ in range(REPEATS)]
     oracle, own = (Cost(*map(min, zip(*costs, strict=True))) for costs in zip(*runs, strict=True))
     images = budget
     for _ in range(10):  # of how many images depends how many laps there are

@@ -15,6 +15,7 @@ import pytest
 from ambient_sci import TrainConfig, open_store, train
 from ambient_sci.datasets import simulate
 from ambient_sci.datasets.store import Store
+from ambient_sci.methods.em import lap_count, lap_scans
 from ambient_sci.prior import Prior
 
 ROOT = Path(__file__).parents[2]
@@ -278,3 +279,30 @@ def test_curves(harness: SimpleNamespace) -> None:
     assert lines(figures.scan_curves(every, "mri-r4")) == of_scans
     assert figures.scan_curves(every, "digits-p75") is None
     assert lines(figures.corruption_curves(every)) == {("em", "missing pixels / %"): [(75, 3), (90, 5)]}
+
+
+# ------------------------------------------------------------------------------------------------------- equal budgets
+
+
+def test_all_methods_have_the_time_of_the_oracle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Images, starts and laps of a plan together take as long as the oracle's images, and hardly less."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    budget = importlib.import_module("benchmarks.learning.budget")
+    costs = {"oracle": budget.Cost(1.0, 7.0, 0.0), "em": budget.Cost(1.1, 4.0, 20.0)}
+
+    def cost(probe: Path, options: dict[str, Any]) -> Any:
+        if options["method"] == "oracle":  # is another kind of network, and has clean images anyway
+            assert not {"start_from", "clean"} & set(options)
+        return costs[options["method"]]
+
+    monkeypatch.setattr(budget, "_cost", cost)
+    few, scans, wanted = 32, 320, 60_000
+    options: dict[str, Any] = {"method": "em", "batch": 8, "start_from": tmp_path, "clean": tmp_path, "sigma_data": 0.3}
+    images = budget.planned_images(tmp_path, few, scans, options, wanted)
+    config = TrainConfig(store=tmp_path, out=tmp_path, images=images, **options)
+    laps = sum(len(lap_scans(config, scans, lap)) for lap in range(lap_count(config)))
+    seconds = 1.1 * images + 4.0 * scans / few + 20.0 * laps / few
+    assert wanted - 1.1 * 8 - 20.0 * scans / few < seconds <= wanted + 20.0 * scans / few
+    assert budget.planned_images(tmp_path, few, scans, {**options, "method": "oracle"}, wanted) == wanted
+    with pytest.raises(SystemExit, match="a budget of 600 is too little"):
+        budget.planned_images(tmp_path, few, scans, options, 600)
