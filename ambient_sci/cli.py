@@ -54,7 +54,7 @@ def main() -> None:
     except SystemExit as end:
         status = end.code
     if status in (130, 143):
-        print("interrupted; the same command resumes a training or an import", file=sys.stderr)
+        print("interrupted; the same command resumes a training, an import or a reconstruction", file=sys.stderr)
     sys.exit(status)
 
 
@@ -363,6 +363,8 @@ def sample(
     epilog=examples(
         "ambient-sci reconstruct run scans.zarr --out recon.zarr",
         "ambient-sci reconstruct run scans.zarr --out recon.zarr --samples 32 --steps 64 --start 0 --stop 10",
+        "ambient-sci reconstruct run scans.zarr --out recon.zarr --no-samples --quantile 0.25 --quantile 0.75",
+        "ambient-sci reconstruct /data/run /data/scans.zarr --out recon.zarr --scheduler tcp://node1:8786",
     )
 )
 def reconstruct(
@@ -380,31 +382,46 @@ def reconstruct(
     eta: Annotated[float, typer.Option(help="share of noise renewed each step, 0 to 1; 0 with heun")] = 1.0,
     batch: Annotated[int, typer.Option(min=1, help="images in the network at once")] = 64,
     any_size: Annotated[bool, typer.Option("--any-size", help="let the image size differ from the training's")] = False,
+    no_samples: Annotated[bool, typer.Option("--no-samples", help="keep what is said of the samples only")] = False,
+    quantile: Annotated[
+        Optional[list[float]],  # noqa: UP045
+        typer.Option(help="probability of a quantile to keep; may be given several times", show_default="none"),
+    ] = None,
+    scheduler: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="address of a Dask scheduler whose workers draw", show_default="this process"),
+    ] = None,
     seed: Seed = 0,
     device: Device = "auto",
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw posterior samples of scans, with mean, standard deviation and credible intervals."""
-    from ambient_sci.prior import load_prior
+    """Draw posterior samples of scans. The same command again goes on with what was interrupted.
+
+    Beside the samples: mean, standard deviation, credible intervals, and how well the samples fit the data.
+    """
     from ambient_sci.reconstruction import datasets_of
     from ambient_sci.reconstruction import reconstruct as run_reconstruction
 
-    result = run_reconstruction(
-        load_prior(run, device),
+    result = run_reconstruction(  # type: ignore[call-overload]
+        run,
         store,
         out,
         scans=slice(start, stop),
         samples=samples,
-        method=method,  # type: ignore[arg-type]
+        method=method,
         steps=steps,
         iterations=iterations,
         guidance=guidance,
-        solver=solver,  # type: ignore[arg-type]
+        solver=solver,
         eta=eta,
         batch=batch,
         seed=seed,
         any_size=any_size,
+        keep_samples=not no_samples,
+        quantiles=quantile or (),
+        scheduler=scheduler,
+        device=device,
         overwrite=overwrite,
         progress=not quiet,
     )

@@ -38,6 +38,7 @@ def draw_posterior(
     solver: Solver = "multistep",
     eta: float = 1.0,
     seed: int = 0,
+    first: int = 0,
     start: Tensor | None = None,
     level: float = 10.0,
     finest: float = 0.02,
@@ -69,6 +70,8 @@ def draw_posterior(
         A-DPS: strength of the pull towards the data.
     seed
         Seed of the samples.
+    first
+        Number of the first sample: ``first`` 4 and two samples are the fifth and sixth of eight.
     level
         Noise that sampling starts from, in units of the prior's ``sigma_data``. It need not drown the coarsest
         structures, as it must without data: they are measured.
@@ -84,8 +87,8 @@ def draw_posterior(
     progress
         Label of a progress bar.
     """
-    first = measurement[0]
-    image = first.operator.adjoint(first.y)
+    one = measurement[0]
+    image = one.operator.adjoint(one.y)
     shape = tuple(image.shape[1:])
     fits = shape == prior.image_shape or (any_size and len(shape) == 3 and shape[0] == prior.image_shape[0])
     if not fits or image.is_complex() != prior.is_complex:
@@ -101,7 +104,7 @@ def draw_posterior(
             f"method {method!r} does not go with a prior of method {prior.config.method!r}; use 'auto' or {fitting!r}"
         )
     repeated = measurement.repeat(samples)
-    labels = torch.stack([repeated.index, torch.arange(samples).repeat(len(measurement))], 1)
+    labels = torch.stack([repeated.index, torch.arange(first, first + samples).repeat(len(measurement))], 1)
 
     blank = torch.zeros(1, *shape, dtype=prior.dtype, device=prior.device)
     if isinstance(prior.denoiser, AmbientDenoiser):
