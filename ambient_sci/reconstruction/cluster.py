@@ -55,7 +55,7 @@ def compute_on(
             shipped = client.submit(_received, Shipment.of(job, device), pure=False)
         waiting = iter(chunks)
         scans_of: dict[Any, tuple[int, NDArray[np.int64]]] = {}
-        running = as_completed()
+        running = as_completed(loop=client.loop)
 
         def refill() -> None:
             room = AHEAD * max(1, sum(client.nthreads().values())) - len(scans_of)

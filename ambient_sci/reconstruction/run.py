@@ -155,7 +155,7 @@ def reconstruct(
     results = None if out is None else Results(Path(out), overwrite)
     if not isinstance(prior, Prior):
         prior = load_prior(prior, device if scheduler is None else "cpu")
-    source = _source(measurement)
+    source = _source(measurement, elsewhere=scheduler is not None)
     index = numbers(source, slice(None) if scans is None else scans)
     options: dict[str, Any] = {"method": method, "steps": steps, "iterations": iterations, "guidance": guidance}
     options |= {"solver": solver, "eta": eta, "seed": seed, "any_size": any_size}
@@ -197,7 +197,7 @@ def reconstruct(
     return _in_memory(chunks, parts, frames, attrs)
 
 
-def _source(measurement: Measurement | Store | Path | str) -> Source:
+def _source(measurement: Measurement | Store | Path | str, elsewhere: bool) -> Source:
     if isinstance(measurement, Measurement):
         brightest = estimate_scale(measurement)
         if bool(((brightest > UNUSUAL) | (brightest < 1 / UNUSUAL)).any()):
@@ -208,8 +208,9 @@ def _source(measurement: Measurement | Store | Path | str) -> Source:
                 stacklevel=3,
             )
         return Tensors(measurement)
-    # workers of a cluster are in other folders
-    return measurement if isinstance(measurement, Store) else open_store(Path(measurement).absolute())
+    if isinstance(measurement, Store):
+        return measurement
+    return open_store(Path(measurement).absolute() if elsewhere else measurement)  # workers are in other folders
 
 
 def _plan(job: Job, index: NDArray[np.int64]) -> tuple[dict[str, Frame], list[Chunk]]:

@@ -650,17 +650,25 @@ def test_an_interrupted_simulation_leaves_nothing(
     assert contents(Path()) == before
 
 
-def test_an_interrupted_reconstruction_leaves_nothing(
+def test_an_interrupted_reconstruction_goes_on(
     refused: Callable[..., str], command: Any, store: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def interrupted_at(scan: int, out: str) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            home = sys.modules["ambient_sci.reconstruction.pieces"]
+            patch.setattr(home, "draw_posterior", Interrupts(home.draw_posterior, scan))
+            refused("reconstruct", run, store, "--out", out, "--batch", 8, *QUICK, "--overwrite", status=130)
+
     command("reconstruct", run, store, "--out", "old", "--stop", 2, *QUICK)
     before = contents(Path())
     for out in ("old", "new"):
-        with pytest.MonkeyPatch.context() as patch:
-            home = sys.modules["ambient_sci.reconstruction"]
-            patch.setattr(home, "draw_posterior", Interrupts(home.draw_posterior, 3))
-            refused("reconstruct", run, store, "--out", out, "--batch", 8, *QUICK, "--overwrite", status=130)
-        assert contents(Path()) == before
+        interrupted_at(1, out)
+        assert contents(Path()) == before  # nothing was finished
+        interrupted_at(3, out)
+        assert {path: what for path, what in contents(Path()).items() if f".{out}.partial" not in str(path)} == before
+        command("reconstruct", run, store, "--out", out, "--batch", 8, *QUICK, "--overwrite")
+        assert not [path for path in Path().iterdir() if path.name.startswith(".")]
+        before = contents(Path())
 
 
 def test_interrupted_samples_leave_nothing(refused: Callable[..., str], run: Path, monkeypatch: Any) -> None:
