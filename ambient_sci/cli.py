@@ -63,6 +63,11 @@ def _refuse(message: str) -> int:
     return 2
 
 
+def _warning(message: Warning | str, category: type[Warning], *where: Any) -> None:
+    """Show a warning as a line, while something is under way."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
 def examples(*lines: str) -> str:
     """Epilogue of a help text; the marks keep the lines apart."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
@@ -400,31 +405,35 @@ def reconstruct(
 
     Beside the samples: mean, standard deviation, credible intervals, and how well the samples fit the data.
     """
+    import warnings
+
     from ambient_sci.reconstruction import datasets_of
     from ambient_sci.reconstruction import reconstruct as run_reconstruction
 
-    result = run_reconstruction(  # type: ignore[call-overload]
-        run,
-        store,
-        out,
-        scans=slice(start, stop),
-        samples=samples,
-        method=method,
-        steps=steps,
-        iterations=iterations,
-        guidance=guidance,
-        solver=solver,
-        eta=eta,
-        batch=batch,
-        seed=seed,
-        any_size=any_size,
-        keep_samples=not no_samples,
-        quantiles=quantile or (),
-        scheduler=scheduler,
-        device=device,
-        overwrite=overwrite,
-        progress=not quiet,
-    )
+    with warnings.catch_warnings():
+        warnings.showwarning = _warning  # type: ignore[assignment]
+        result = run_reconstruction(  # type: ignore[call-overload]
+            run,
+            store,
+            out,
+            scans=slice(start, stop),
+            samples=samples,
+            method=method,
+            steps=steps,
+            iterations=iterations,
+            guidance=guidance,
+            solver=solver,
+            eta=eta,
+            batch=batch,
+            seed=seed,
+            any_size=any_size,
+            keep_samples=not no_samples,
+            quantiles=quantile or (),
+            scheduler=scheduler,
+            device=device,
+            overwrite=overwrite,
+            progress=not quiet,
+        )
     scans = sum(dataset.sizes["scan"] for dataset in datasets_of(result))
     print(f"wrote {out}: {scans} scans, {samples} samples each")
 

@@ -13,7 +13,6 @@ at. When all lines are there, ``result`` takes the path's name.
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,17 +116,17 @@ class Results(Output):
         try:
             yield done
         except BaseException:
-            if self.finished.stat().st_size == 0:
+            if self.finished.exists() and self.finished.stat().st_size == 0:
                 remove(self.folder)
             raise
 
     def _take_up(self, wanted: dict[str, Any]) -> set[int] | None:
-        try:
-            before = json.loads(self.begun.read_text())
-            lines = self.finished.read_text().split("\n")[:-1]
-        except FileNotFoundError:
+        """Give the batches that are there; None where nothing is, or no longer, or nothing that is wanted."""
+        if not (self.begun.exists() and self.finished.exists() and self.result.exists()):
             remove(self.folder)
             return None
+        before = json.loads(self.begun.read_text())
+        lines = self.finished.read_text().split("\n")[:-1]
         names = dict.fromkeys([*before, *wanted])
         changed = [
             f"{name} (was {before.get(name)}, now {wanted.get(name)})"
@@ -191,7 +190,7 @@ class Results(Output):
         """Give the result its name."""
         with self.faults():
             self.publish(self.result)
-            shutil.rmtree(self.folder)
+            remove(self.folder)
         return open_reconstruction(self.path)
 
 

@@ -45,6 +45,22 @@ def test_held_out_rows(
     assert min(scores.values()) > 0.8
 
 
+# ------------------------------------------------------------------------------------------------- benchmarks.pipeline
+
+
+def test_time_of_a_pipeline(
+    run_path: Path, store_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    benchmark = importlib.import_module("benchmarks.pipeline")
+    benchmark.main([str(run_path), str(store_path), "--repeats", "1", "--steps", "2", "--threads", "1"])
+    said = capsys.readouterr().out
+    assert "4 samples of a scan of 3x16x16 in 2 steps" in said
+    rows = [[cell.strip() for cell in line.split("|")] for line in said.splitlines() if line.startswith("|")]
+    assert [row[1] for row in rows if ":" not in row[2]] == ["seconds", "wall", "processor, 1 threads"]
+    assert float(rows[3][2]) > 0
+
+
 # ------------------------------------------------------------------------------------------------- benchmarks.training
 
 

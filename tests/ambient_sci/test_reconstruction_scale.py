@@ -14,7 +14,7 @@ import pytest
 import torch
 import xarray
 
-from ambient_sci import Measurement, TrainConfig, load_prior, open_store, reconstruct
+from ambient_sci import Measurement, TrainConfig, cli, load_prior, open_store, reconstruct
 from ambient_sci.datasets.exporting import export
 from ambient_sci.datasets.scale import estimate_scale
 from ambient_sci.errors import ConfigError, OutputError
@@ -23,7 +23,7 @@ from ambient_sci.measurement import randn_like
 from ambient_sci.operators import Sense
 from ambient_sci.posterior.draw import draw_posterior
 from ambient_sci.prior import Prior, build_denoiser
-from ambient_sci.reconstruction import pieces, summarise
+from ambient_sci.reconstruction import open_reconstruction, output, pieces, summarise
 from ambient_sci.reconstruction.job import Job
 from ambient_sci.reconstruction.output import Results
 from ambient_sci.reconstruction.summary import misfit, quantiles_of
@@ -164,6 +164,28 @@ def test_sigterm_waits_for_the_batch(
     assert end.value.code == 143
     assert (tmp_path / ".r.zarr.partial" / "finished").read_text() == "0\n1\n"
     assert_equal_bits(reconstruct(prior, store_path, out, scans=SCANS, **OPTIONS), whole)
+
+
+def test_killed_when_all_is_done(
+    prior: Prior, store_path: Path, whole: xarray.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the result takes its name, or after it, when its neighbour is still there."""
+
+    def dies(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "r.zarr"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        patch.setattr(Results, "publish", dies)
+        reconstruct(prior, store_path, out, scans=SCANS, **OPTIONS)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        patch.setattr(Job, "compute", None)  # nothing is left to do
+        patch.setattr(output, "remove", dies)
+        reconstruct(prior, store_path, out, scans=SCANS, **OPTIONS)
+    assert {path.name for path in tmp_path.iterdir()} == {"r.zarr", ".r.zarr.partial"}
+    assert_equal_bits(open_reconstruction(out), whole)
+    assert_equal_bits(reconstruct(prior, store_path, out, scans=SCANS, overwrite=True, **OPTIONS), whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["r.zarr"]
 
 
 def test_one_writer_at_a_time(prior: Prior, store_path: Path, tmp_path: Path) -> None:
@@ -342,6 +364,34 @@ def test_effective_samples_of_pairs(correlation: float, worth: float) -> None:
     found = summarise(torch.stack([first, second], 2).flatten(1, 2))["effective_samples"]
     assert float(found) == pytest.approx(worth, rel=0.03)
     assert float(summarise(torch.randn(1, 5, 1, 8, 8))["effective_samples"]) == 5
+
+
+def test_from_the_command_line(
+    run: Path, store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw, out = pieces.draw_posterior, tmp_path / "r.zarr"
+
+    def narrow(prior: Prior, measurement: Measurement, samples: int, **options: Any) -> torch.Tensor:
+        if samples > 4:
+            raise torch.OutOfMemoryError
+        return draw(prior, measurement, samples, **options)
+
+    monkeypatch.setattr(pieces, "draw_posterior", narrow)
+    arguments = ["reconstruct", run, store_path, "--out", out, "--stop", 2, "--samples", 5, "--steps", 2]
+    arguments += ["--no-samples", "--quantile", 0.5, "--quantile", 0.25, "--device", "cpu", "--quiet"]
+    monkeypatch.setattr(sys, "argv", ["ambient-sci", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    said = capsys.readouterr()
+    assert (end.value.code, said.out) == (None, f"wrote {out}: 2 scans, 5 samples each\n")
+    assert said.err.startswith(
+        "warning: 10 images at once do not fit into the memory of cpu: scans are done in smaller"
+    )
+    assert said.err.count("\n") == 1
+    found = open_reconstruction(out)
+    assert isinstance(found, xarray.Dataset)
+    assert "sample" not in found
+    assert found["probability"].to_numpy().tolist() == [0.5, 0.25]
 
 
 # ------------------------------------------------------------------------------------------------ over a cluster
