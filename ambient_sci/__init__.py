@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ambient_sci.config import TrainConfig
     from ambient_sci.datasets.store import open_store
+    from ambient_sci.evaluate.held_out import validate_prior
     from ambient_sci.measurement import Measurement
     from ambient_sci.prior import load_prior
     from ambient_sci.reconstruction import reconstruct
     from ambient_sci.training import train
 
 __version__ = "0.1.0"
-__all__ = ["Measurement", "TrainConfig", "load_prior", "open_store", "reconstruct", "train"]
+__all__ = ["Measurement", "TrainConfig", "load_prior", "open_store", "reconstruct", "train", "validate_prior"]
 
 _HOMES = {
     "Measurement": "ambient_sci.measurement",
@@ -24,6 +25,7 @@ _HOMES = {
     "open_store": "ambient_sci.datasets.store",
     "reconstruct": "ambient_sci.reconstruction",
     "train": "ambient_sci.training",
+    "validate_prior": "ambient_sci.evaluate.held_out",
 }
 
 

@@ -18,7 +18,7 @@ import typer
 from ambient_sci import __version__
 from ambient_sci.cli_import import ImportGroup
 from ambient_sci.config import Method, TrainConfig
-from ambient_sci.errors import AmbientError, ConfigError, NotFoundError, OutputError
+from ambient_sci.errors import AmbientError, ConfigError, DataError, NotFoundError, OutputError
 
 __all__ = ["app", "main"]
 
@@ -191,14 +191,84 @@ def convert(
     print(f"wrote {made.path}: {len(made)} scans, fingerprint {made.fingerprint}")
 
 
-@app.command(epilog=examples("ambient-sci validate scans.zarr"))
-def validate(store: Annotated[Path, typer.Argument(help="a store")]) -> None:
-    """Read all of a store and list what is wrong with it; the exit status is 1 if anything is."""
-    from ambient_sci.datasets.store import validate as problems_of
+@app.command(
+    epilog=examples(
+        "ambient-sci validate scans.zarr",
+        "ambient-sci validate run scans.zarr",
+        "ambient-sci validate run scans.zarr --out validation --start 0 --stop 32 --samples 32",
+    )
+)
+def validate(
+    path: Annotated[Path, typer.Argument(help="a store to check; or, before a store, folder of a training run")],
+    store: Annotated[Optional[Path], typer.Argument(help="store of scans to validate the run on")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Option(help="folder for validation.json and validation.png")] = None,  # noqa: UP045
+    start: Annotated[Optional[int], typer.Option(help="first scan")] = None,  # noqa: UP045
+    stop: Annotated[
+        Optional[int], typer.Option(help="scan to stop before", show_default="64 scans")  # noqa: UP045
+    ] = None,
+    fraction: Annotated[float, typer.Option(help="part of the measured rows that is hidden")] = 0.25,
+    samples: Annotated[int, typer.Option(help="posterior samples of each scan, an even number")] = 16,
+    temperature: Annotated[float, typer.Option(help="by what the spread of the samples is multiplied")] = 1.0,
+    method: Annotated[str, typer.Option(help="mmps, adps, or auto: what fits the prior")] = "auto",
+    steps: Annotated[int, typer.Option(min=1, help="sampler steps")] = 32,
+    iterations: Annotated[int, typer.Option(min=1, help="conjugate gradient iterations a step (mmps)")] = 3,
+    guidance: Annotated[float, typer.Option(help="pull towards the data (adps)")] = 1.0,
+    solver: Annotated[str, typer.Option(help="multistep, euler or heun")] = "multistep",
+    eta: Annotated[float, typer.Option(help="share of noise renewed each step, 0 to 1; 0 with heun")] = 1.0,
+    any_size: Annotated[bool, typer.Option("--any-size", help="let the image size differ from the training's")] = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check a store (STORE), or a prior on a store (RUN STORE).
 
-    problems = problems_of(store)
-    print("\n".join(problems) if problems else f"{store} is as it should be")
-    if problems:
+    With a store alone: read all of it and list what is wrong with it.
+
+    With a run before it: hide measured rows, predict them from the rest with the prior, and say whether its error bars
+    hold and which scans it cannot explain. No known image is needed; the scans should be ones that the run has not
+    learned from. The options are for this alone.
+
+    The exit status is 1 if anything is wrong.
+    """
+    if store is None:
+        if out is not None:
+            raise ConfigError("--out is for validating a run on a store: ambient-sci validate RUN STORE --out FOLDER")
+        from ambient_sci.datasets.store import validate as problems_of
+
+        problems = problems_of(path)
+        print("\n".join(problems) if problems else f"{path} is as it should be")
+        if problems:
+            raise typer.Exit(1)
+        return
+    from ambient_sci.datasets import open_store
+    from ambient_sci.evaluate.held_out import MOST, refuse_to_replace, validate_prior
+    from ambient_sci.prior import load_prior
+
+    if out is not None:
+        refuse_to_replace(out, overwrite)
+    first = start or 0
+    found = validate_prior(
+        load_prior(path, device),
+        open_store(store),
+        scans=slice(first, first + MOST if stop is None else stop),
+        fraction=fraction,
+        samples=samples,
+        temperature=temperature,
+        method=method,  # type: ignore[arg-type]
+        steps=steps,
+        iterations=iterations,
+        guidance=guidance,
+        solver=solver,  # type: ignore[arg-type]
+        eta=eta,
+        seed=seed,
+        any_size=any_size,
+        progress=not quiet,
+    )
+    print(found)
+    if out is not None:
+        found.save(out, overwrite)
+    if not found.passed:
         raise typer.Exit(1)
 
 
@@ -460,13 +530,20 @@ def figure(
     print(f"wrote {out}")
 
 
-@app.command(epilog=examples("ambient-sci evaluate recon.zarr --reference scans.zarr --json metrics.json"))
+@app.command(
+    epilog=examples(
+        "ambient-sci evaluate recon.zarr --reference scans.zarr --json metrics.json --figure calibration.png"
+    )
+)
 def evaluate(
     reconstruction: Annotated[Path, typer.Argument(help="what `reconstruct` wrote")],
     reference: Annotated[Path, typer.Option(help="simulated store with references")],
     json_path: Annotated[Optional[Path], typer.Option("--json", help="write the numbers here too")] = None,  # noqa: UP045
+    figure: Annotated[
+        Optional[Path], typer.Option(help="draw coverage, ranks and TARP of the samples, as PNG")  # noqa: UP045
+    ] = None,
 ) -> None:
-    """Score a reconstruction where the images are known."""
+    """Score a reconstruction, and the calibration of its samples, where the images are known."""
     from ambient_sci.checkpoint import replacing
     from ambient_sci.datasets import open_store
     from ambient_sci.evaluate.compare import evaluate as score_reconstruction
@@ -477,6 +554,11 @@ def evaluate(
     if json_path is not None:
         with replacing(json_path) as partial:
             partial.write_text(json.dumps(result.metrics, indent=2) + "\n")
+    if figure is not None:
+        if result.calibration is None:
+            raise DataError("--figure needs at least 2 scans of at least 4 samples each")
+        with replacing(figure) as partial:
+            result.calibration.plot().savefig(partial, format="png")
 
 
 @app.command(

@@ -142,9 +142,10 @@ LINES = [
     "operators",
     "measurement, seeding, signals, distributed",
     "network, denoise, schedule, sample, posterior, objectives, prior, checkpoint, config, baselines, stationary, "
-    "evaluate.metrics, plot, report",
+    "evaluate.metrics, evaluate.predictive, evaluate.calibration, evaluate.figures, plot, report",
     "datasets",
-    "methods, warm_start, validation, runs, steps, logs, training, reconstruction, evaluate.compare, check",
+    "methods, warm_start, validation, runs, steps, logs, training, reconstruction, evaluate.compare, "
+    "evaluate.held_out, check",
     "demo",
     "cli, cli_import",
 ]

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ambient_sci.baselines import l1_wavelet_batch, tune_held_out, zero_filled
 from ambient_sci.datasets.containers import FAULTS, brief
 from ambient_sci.datasets.store import Store
 from ambient_sci.errors import DataError
+from ambient_sci.evaluate.calibration import Calibration, SampleJudge
 from ambient_sci.evaluate.metrics import coverage_normal, head_mask, score, table
 from ambient_sci.measurement import Measurement
 from ambient_sci.plot import reconstruction_figure
@@ -32,11 +34,16 @@ class Evaluation:
     text
         A table to print.
     metrics
-        ``{"methods": {name: {"nrmse": …, "psnr": …, "ssim": …}}, "scans": n, "coverage": {"0.9": …}}``.
+        ``{"methods": {name: {"nrmse": …, "psnr": …, "ssim": …}}, "scans": n, "coverage": {"0.9": …}}``, and under
+        ``"calibration"`` what that holds.
+    calibration
+        Coverage, ranks and TARP of the samples, with a verdict; none where there is but one scan, or less than two
+        pairs of samples.
     """
 
     text: str
     metrics: dict[str, Any]
+    calibration: Calibration | None
 
     def __str__(self) -> str:
         return self.text
@@ -60,13 +67,12 @@ def evaluate(reconstruction: "xarray.Dataset | xarray.DataTree", store: Store) -
     _same_store(reconstruction, store)
     scores: dict[str, list[Any]] = {}
     inside: list[int] = []
+    judge = SampleJudge()
+    pairs = min(dataset.sizes["draw"] // 2 for dataset in datasets_of(reconstruction))
     covered: dict[float, list[float]] = {}
     for dataset in datasets_of(reconstruction):
         reference = store.references(dataset["scan"].to_numpy())
-        try:
-            mean, std = dataset["mean"].to_numpy(), dataset["std"].to_numpy()
-        except FAULTS as error:
-            raise DataError(f"the reconstruction is damaged: {brief(error)}; reconstruct again") from error
+        mean, std = _values(dataset["mean"]), _values(dataset["std"])
         mask = head_mask(reference)
         for name, values in score(mean, reference, mask).items():
             scores.setdefault(name, []).append(values)
@@ -75,6 +81,9 @@ def evaluate(reconstruction: "xarray.Dataset | xarray.DataTree", store: Store) -
         for level, value in held.items():
             covered.setdefault(level, []).append(value)
         inside.append(int(np.sum(mask)))
+        if pairs >= 2:
+            for scan in range(len(reference)):  # not all samples at once
+                judge.add(_values(dataset["sample"][scan : scan + 1]), reference[scan : scan + 1])
     text, metrics = table({"posterior mean": {name: np.concatenate(values) for name, values in scores.items()}})
     coverage = {level: float(np.average(values, weights=inside)) for level, values in covered.items()}
     metrics["coverage"] = {str(level): value for level, value in coverage.items()}
@@ -82,7 +91,18 @@ def evaluate(reconstruction: "xarray.Dataset | xarray.DataTree", store: Store) -
         f"{100 * level:.0f}% intervals hold the known value in {100 * value:.1f}% of pixels"
         for level, value in coverage.items()
     ]
-    return Evaluation("\n".join([text, "", *lines]), metrics)
+    calibration = judge.result() if pairs >= 2 and metrics["scans"] >= 2 else None
+    if calibration is not None:
+        metrics["calibration"] = calibration.to_dict()
+        lines += ["", str(calibration)]
+    return Evaluation("\n".join([text, "", *lines]), metrics, calibration)
+
+
+def _values(variable: "xarray.DataArray") -> NDArray[Any]:
+    try:
+        return np.asarray(variable.to_numpy())
+    except FAULTS as error:
+        raise DataError(f"the reconstruction is damaged: {brief(error)}; reconstruct again") from error
 
 
 def comparison_figure(reconstruction: "xarray.Dataset | xarray.DataTree", store: Store, count: int = 3) -> "Figure":
