@@ -100,7 +100,7 @@ def held_out_figure(found: "PriorValidation") -> "Figure":
         mean = float(data["band_ratio"].sel(band=band))
         middle.plot(k, mean, color=COLOURS[k % 6], marker=MARKS[k % 6], markersize=9, markeredgecolor="white")
     middle.set_yscale("log")
-    shown = [tick for tick in (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6) if _inside(middle, tick)]
+    shown = [tick for tick in (0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 4, 6) if _inside(middle, tick)]
     middle.set_yticks(shown, [f"{tick:g}" for tick in shown])
     middle.minorticks_off()
     middle.set_xticks(range(len(bands)), [band.replace(" to ", "–") for band in bands], rotation=20)
@@ -114,6 +114,7 @@ def held_out_figure(found: "PriorValidation") -> "Figure":
     if flagged.any():
         right.scatter(scans[flagged], surprise[flagged], s=26, color=COLOURS[1], marker="X", label="not explained")
         right.legend(frameon=False, fontsize=8)
+    right.xaxis.get_major_locator().set_params(integer=True)
     right.set_xlabel("scan", fontsize=9)
     right.set_ylabel("surprise, nats per value", fontsize=9)
     _title(figure, found.passed, "predicts held-out rows", "does not predict held-out rows", f"{len(scans)} scans")
@@ -134,4 +135,4 @@ def _inside(axes: "Axes", value: float) -> bool:
 
 
 def _title(figure: "Figure", passed: bool, good: str, bad: str, rest: str) -> None:
-    figure.suptitle(f"{good if passed else bad}: {rest}", color=COLOURS[2] if passed else COLOURS[1], fontsize=10)
+    figure.suptitle(f"{good if passed else bad} ({rest})", color=COLOURS[2] if passed else COLOURS[1], fontsize=10)

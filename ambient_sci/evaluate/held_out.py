@@ -14,10 +14,11 @@ expectation zero, whatever the correlations and the shape of the posterior. Two 
 - the size of errors relative to the spread, ``ratio``, from the mean of :math:`|u - 1/2|` (`excess`): its logarithm, in
   each band of frequencies. Above one, error bars are too narrow.
 - the log score, the mean log density of the values: ``surprise`` is by how much it falls short of that of the draws, in
-  nats per value. It finds single scans that the prior cannot explain.
+  nats per value. It finds single scans that the prior cannot explain. Tested is the logarithm of the mean deviance (by
+  how much the log density falls short of that at the mean), which has no long tail where few values are hidden.
 
 **Tests.** How much a statistic varies from one draw of a scan to the next is seen in the draws themselves; pooled over
-scans, in proportion to :math:`1/n` of their values, it gives Student's t for a scan's surprise and for the mean of the
+scans, in proportion to :math:`1/n` of their values, it gives Student's t for a scan's deviance and for the mean of the
 log-ratios over scans. A scan is flagged at level `LEVEL` over the number of scans, one-sided; a band fails at `LEVEL`
 over the number of bands, two-sided, if its ratio is off by `TOLERANCE` too. (Posterior predictive checks, Gelman et al.
 1996, Statist. Sinica 6:733, on data that were left out, Gelfand et al. 1992, Bayesian Statistics 4:147.)
@@ -353,7 +354,7 @@ def _scan(
     """Judge hidden values ``(values,)`` by samples ``(samples, values)`` of them without noise."""
     count = bands.sum(1)
     weight = np.where(count[:, None] > 0, bands / np.maximum(count, 1)[:, None], np.nan)
-    own: dict[str, list[Float]] = {"ratio": [], "squared": [], "log_score": []}
+    own: dict[str, list[Float]] = {"ratio": [], "squared": [], "log_score": [], "deviance": []}
     other: dict[str, list[Float]] = {name: [] for name in own}
     inside: list[list[Float]] = [[], []]
     for first in range(0, len(draws), 2):
@@ -366,6 +367,7 @@ def _scan(
             found["ratio"].append(np.log(excess(weight @ away)))
             found["squared"].append(weight @ ((values - rest.mean) ** 2 / rest.variance))
             found["log_score"].append(weight @ rest.log_density(values))
+            found["deviance"].append(np.log(np.maximum(weight @ rest.deviance(values), 1e-12)))
             covered.append(np.stack([weight @ (away <= level / 2) for level in LEVELS], 1))
     curve = np.array([predictive(temper(draws[None], float(t))[0], sigma).log_density(y).sum() for t in TEMPERATURES])
     mine, theirs = ({name: np.array(rows) for name, rows in found.items()} for found in (own, other))
@@ -392,14 +394,15 @@ def _result(judged: list[_Judged], attrs: dict[str, Any]) -> PriorValidation:
 
     log_ratio = mean("ratio", "own") - mean("ratio", "draws")
     surprise = mean("log_score", "draws") - mean("log_score", "own")
+    unlikely = mean("deviance", "own") - mean("deviance", "draws")
     pairs = len(judged[0].own["ratio"])
     dof = len(judged) * (pairs - 1)
-    error = {name: _spread(judged, name, values, columns) for name in ("ratio", "log_score")}
+    error = {name: _spread(judged, name, values, columns) for name in ("ratio", "deviance")}
     weight = np.isfinite(error["ratio"]).astype(float)
     counted = weight.sum(0)
     band_log = np.nansum(log_ratio, 0) / counted
     band_error = np.sqrt(np.nansum(error["ratio"] ** 2, 0)) / counted
-    p_value = stats.t.sf(surprise[:, 0] / error["log_score"][:, 0], dof)
+    p_value = stats.t.sf(unlikely[:, 0] / error["deviance"][:, 0], dof)
     variables = {
         "values": (("scan", "band"), values),
         "ratio": (("scan", "band"), np.exp(log_ratio)),

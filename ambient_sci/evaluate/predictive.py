@@ -64,13 +64,18 @@ class Predictive:
         result: Float = stdtr(self.dof, (np.asarray(values) - self.mean) / np.sqrt(self.variance))
         return result
 
+    def deviance(self, values: ArrayLike) -> Float:
+        """By how much the log density at some values falls short of that at the mean, in nats."""
+        squared = (np.asarray(values) - self.mean) ** 2 / self.variance
+        result: Float = (self.dof + 1) / 2 * np.log1p(squared / self.dof)
+        return result
+
     def log_density(self, values: ArrayLike) -> Float:
         """Logarithm of the density at some values, in nats."""
         from scipy.special import gammaln
 
-        squared = (np.asarray(values) - self.mean) ** 2 / self.variance
         constant = gammaln((self.dof + 1) / 2) - gammaln(self.dof / 2) - np.log(np.pi * self.dof * self.variance) / 2
-        result: Float = constant - (self.dof + 1) / 2 * np.log1p(squared / self.dof)
+        result: Float = constant - self.deviance(values)
         return result
 
 
