@@ -199,8 +199,12 @@ def convert(
     )
 )
 def validate(
-    path: Annotated[Path, typer.Argument(help="a store to check; or, before a store, folder of a training run")],
-    store: Annotated[Optional[Path], typer.Argument(help="store of scans to validate the run on")] = None,  # noqa: UP045
+    path: Annotated[
+        Path, typer.Argument(metavar="STORE|RUN", help="a store to check; or, before a store, folder of a training run")
+    ],
+    store: Annotated[
+        Optional[Path], typer.Argument(metavar="[STORE]", help="scans to validate the run on")  # noqa: UP045
+    ] = None,
     out: Annotated[Optional[Path], typer.Option(help="folder for validation.json and validation.png")] = None,  # noqa: UP045
     start: Annotated[Optional[int], typer.Option(help="first scan")] = None,  # noqa: UP045
     stop: Annotated[

@@ -1,5 +1,6 @@
 """A prior on held-out rows: the exact one passes, and what is wrong is found without any known image."""
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -270,6 +271,31 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert (status, "validating a run on a store" in said) == (2, True)
     status, said, _ = command("--help")
     assert "ambient-sci validate run scans.zarr --out validation" in said
+
+
+def test_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    benchmark = importlib.import_module("benchmarks.calibration")
+    values = np.random.default_rng(0).random((4, SIDE, SIDE))
+    store = simulate(values, tmp_path / "scans.zarr", coils=2, acceleration=1.25, calibration=2)
+    monkeypatch.setattr(benchmark, "load_prior", lambda run: gaussian(0.1))
+    few = ("--scans", 4, "--samples", 6, "--steps", 3, "--fraction", 0.5, "--out", tmp_path / "out")
+    only = ("--only", "noise stated 0.6 times", "vessels in the last 1", "references")
+    monkeypatch.setattr(sys, "argv", ["calibration", *map(str, ("run", store.path, *few, *only))])
+    benchmark.main()
+    said = capsys.readouterr().out
+    numbers = json.loads((tmp_path / "out" / "calibration.json").read_text())
+    assert list(numbers["held_out"]) == ["noise stated 0.6 times", "vessels in the last 1"]
+    assert said.splitlines()[-1] == numbers["with_references"]["verdict"]
+    assert (tmp_path / "out" / "with-references.png").exists()
+    assert (tmp_path / "out" / "vessels-in-the-last-1" / "validation.json").exists()
+
+    m = store.read(slice(None))
+    again = benchmark.measured(m, torch.from_numpy(values[:, None]).to(torch.complex64))
+    level = ((again.y - m.operator(torch.from_numpy(values[:, None]).to(torch.complex64))).abs() / m.noise)[
+        m.operator.rows.expand(m.y.shape) > 0
+    ]
+    assert float(level.square().mean() / 2) == pytest.approx(1, abs=0.2)
 
 
 def test_it_is_a_name_of_the_package() -> None:
