@@ -71,6 +71,8 @@ def held_out_figure(found: "PriorValidation") -> "Figure":
 
     Small points are scans, large ones means; where both are one, all of the prior's errors are as large as it says.
     """
+    from matplotlib.ticker import MaxNLocator
+
     data = found.dataset
     bands = [str(band) for band in data["band"].to_numpy()]
     figure, (left, middle, right) = _axes((10.2, 3.4), 3)
@@ -114,7 +116,7 @@ def held_out_figure(found: "PriorValidation") -> "Figure":
     if flagged.any():
         right.scatter(scans[flagged], surprise[flagged], s=26, color=COLOURS[1], marker="X", label="not explained")
         right.legend(frameon=False, fontsize=8)
-    right.xaxis.get_major_locator().set_params(integer=True)
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.set_xlabel("scan", fontsize=9)
     right.set_ylabel("surprise, nats per value", fontsize=9)
     _title(figure, found.passed, "predicts held-out rows", "does not predict held-out rows", f"{len(scans)} scans")
