@@ -155,6 +155,7 @@ class _Results:
         judged = [
             group for group in every if not group.is_learned or group.budget == max(budgets.get(group.task, [-1]))
         ]
+        self.every = every
         self.plain = [group for group in judged if group.is_default]
         self.without_clean = [group for group in judged if group.scans is None and not group.has_clean]
 
@@ -195,9 +196,10 @@ def _radio(results: _Results) -> Verdict:
 
 
 def _coverage(results: _Results) -> Verdict:
+    """Look at all rows, whatever their budget and options."""
     found = [
         (group.mean["coverage_90"], f"{group.task} {group.method}")
-        for group in [*results.plain, *results.without_clean]
+        for group in results.every
         if group.task.startswith("mri") and "coverage_90" in group.mean
     ]
     if not found:
