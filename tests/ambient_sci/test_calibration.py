@@ -1,5 +1,6 @@
 """Samples against known images: what is exact passes, what is too narrow, too wide or biased does not."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import nn
 
-from ambient_sci import TrainConfig, open_store, reconstruct
+from ambient_sci import TrainConfig, cli, open_store, reconstruct
 from ambient_sci.denoise import GaussianDenoiser
 from ambient_sci.errors import ConfigError, DataError
 from ambient_sci.evaluate import SampleJudge, contrast, flux, judge_samples, region_means, temper
@@ -184,7 +185,9 @@ def test_the_figure_has_all_panels() -> None:
     assert tarp.lines[0].get_ydata()[-1] == pytest.approx(1)
 
 
-def test_a_reconstruction_is_judged_with_its_scores(store_path: Path, tmp_path: Path) -> None:
+def test_a_reconstruction_is_judged_with_its_scores(
+    store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = open_store(store_path)
     denoiser = GaussianDenoiser(torch.zeros(1, 16, 16, dtype=torch.complex64), 0.1 * torch.eye(256))
     denoiser.sigma_data = 0.3  # type: ignore[assignment]
@@ -197,8 +200,17 @@ def test_a_reconstruction_is_judged_with_its_scores(store_path: Path, tmp_path: 
     assert str(found.calibration) == str(expected)
     assert found.metrics["calibration"] == expected.to_dict()
     assert expected.verdict in str(found)
-    few = reconstruct(prior, store, scans=slice(0, 3), samples=3, steps=2, progress=False)
+    few = reconstruct(prior, store, tmp_path / "few.zarr", scans=slice(0, 3), samples=3, steps=2, progress=False)
     assert evaluate(few, store).calibration is None
+
+    for name, status in (("recon.zarr", 0), ("few.zarr", 2)):
+        line = ["evaluate", tmp_path / name, "--reference", store_path, "--figure", tmp_path / f"{name}.png"]
+        monkeypatch.setattr(sys, "argv", ["ambient-sci", *map(str, line)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert (end.value.code or 0) == status
+        assert (tmp_path / f"{name}.png").exists() == (status == 0)
+    assert "--figure needs at least 2 scans of at least 4 samples each" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------------- predictions
