@@ -453,10 +453,12 @@ def reconstruct(
     start: Annotated[Optional[int], typer.Option(help="first scan")] = None,  # noqa: UP045
     stop: Annotated[Optional[int], typer.Option(help="scan to stop before")] = None,  # noqa: UP045
     samples: Annotated[int, typer.Option(help="posterior samples of each scan")] = 8,
-    method: Annotated[str, typer.Option(help="mmps, adps, or auto: what fits the prior")] = "auto",
+    method: Annotated[
+        str, typer.Option(help="mmps, dps, diffpir, dds, tds; adps for ambient priors; auto: what fits")
+    ] = "auto",
     steps: Annotated[int, typer.Option(min=1, help="sampler steps")] = 32,
-    iterations: Annotated[int, typer.Option(min=1, help="conjugate gradient iterations a step (mmps)")] = 3,
-    guidance: Annotated[float, typer.Option(help="pull towards the data (adps)")] = 1.0,
+    iterations: Annotated[int, typer.Option(min=1, help="conjugate gradient iterations a step")] = 3,
+    guidance: Annotated[float, typer.Option(help="pull towards the data (dps, adps)")] = 1.0,
     solver: Annotated[str, typer.Option(help="multistep, euler or heun")] = "multistep",
     eta: Annotated[float, typer.Option(help="share of noise renewed each step, 0 to 1; 0 with heun")] = 1.0,
     batch: Annotated[int, typer.Option(min=1, help="images in the network at once")] = 64,

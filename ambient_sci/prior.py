@@ -20,7 +20,7 @@ from ambient_sci.network import UNet, best_precision
 from ambient_sci.operators import LinearOperator
 from ambient_sci.posterior.ambient import AmbientDenoiser, FixedMask
 from ambient_sci.sample import Solver, sample
-from ambient_sci.schedule import edm_levels
+from ambient_sci.schedule import Schedule, spread_levels
 from ambient_sci.seeding import scan_noise, stream
 
 __all__ = ["Prior", "build_denoiser", "load_prior", "resolve_device", "saved_prior"]
@@ -68,15 +68,19 @@ class Prior:
         """Type of the images."""
         return torch.complex64 if self.is_complex else torch.float32
 
-    def levels(self, steps: int, sigma_max: float | None = None, finest: float = 0.02) -> Tensor:
+    def levels(
+        self, steps: int, sigma_max: float | None = None, finest: float = 0.02, schedule: Schedule = "edm"
+    ) -> Tensor:
         """Noise levels for sampling, from far above (or a given level) to far below the data's own scale.
 
-        ``finest`` is the lowest one, in units of ``sigma_data``.
+        ``finest`` is the lowest one, in units of ``sigma_data``; ``schedule`` spreads those between
+        (`ambient_sci.schedule.spread_levels`).
         An ambient network is not taken below the noise of the measurements that it was trained on.
         """
         ambient = isinstance(self.denoiser, AmbientDenoiser)
         floor = float(self.trained_on.get("noise_std", 0)) if ambient and self.config.noisy_objective else 0.0
-        return edm_levels(steps, max(finest * self.sigma_data, floor), sigma_max or 50 * self.sigma_data)
+        lowest, highest = max(finest * self.sigma_data, floor), sigma_max or 50 * self.sigma_data
+        return spread_levels(schedule, steps, lowest, highest, self.sigma_data)
 
     def fingerprint(self) -> str:
         """Hash of the weights, for provenance."""

@@ -7,9 +7,9 @@ probability flow, and with :math:`\eta > 0` renews part of the noise:
           t_\uparrow^2 = \eta^2 t^2 (1 - t^2 / s^2), \quad t_\downarrow^2 = t^2 - t_\uparrow^2
 
 :math:`\eta = 0` is Euler's method for the flow (DDIM, Song et al. 2021, arXiv:2010.02502), :math:`\eta = 1` ancestral
-sampling. These are of first order in the step. With ``heun`` the step's slope is averaged over both ends (Karras et al.
-2022, arXiv:2206.00364), at twice the evaluations. ``multistep`` has second order for nothing: the denoised image is
-extrapolated from the last two,
+sampling (DDPM, Ho et al. 2020, arXiv:2006.11239). These are of first order in the step. With ``heun`` the step's slope
+is averaged over both ends (Karras et al. 2022, arXiv:2206.00364), at twice the evaluations. ``multistep`` has second
+order for nothing: the denoised image is extrapolated from the last two,
 
 .. math:: \bar D = D + \frac{h}{2 h'} (D - D'), \qquad h = \ln s / t,
 

@@ -6,7 +6,7 @@ undoes in the other, as far as the posterior is symmetric: the mean of a few pai
 that of many more independent samples.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,16 +14,19 @@ from torch import Tensor
 from ambient_sci.denoise import Denoiser, per_image
 from ambient_sci.errors import ConfigError
 from ambient_sci.measurement import Measurement
-from ambient_sci.posterior.adps import ADPS
 from ambient_sci.posterior.ambient import AmbientDenoiser, FixedMask
+from ambient_sci.posterior.guidance import ADPS, DPS
 from ambient_sci.posterior.mmps import MMPS
+from ambient_sci.posterior.particles import twisted_sample
+from ambient_sci.posterior.proximal import DDS, DiffPIR
 from ambient_sci.prior import Prior
 from ambient_sci.sample import Solver, sample
+from ambient_sci.schedule import Schedule
 from ambient_sci.seeding import scan_noise, stream
 
 __all__ = ["PosteriorMethod", "draw_posterior"]
 
-PosteriorMethod = Literal["auto", "mmps", "adps"]
+PosteriorMethod = Literal["auto", "mmps", "dps", "diffpir", "dds", "tds", "adps"]
 
 
 def draw_posterior(
@@ -43,6 +46,8 @@ def draw_posterior(
     level: float = 10.0,
     finest: float = 0.02,
     any_size: bool = False,
+    schedule: Schedule = "edm",
+    particles: int = 16,
     progress: str | None = None,
 ) -> Tensor:
     """Draw posterior samples, ``(batch, samples, channel, *spatial)``, in normalised units.
@@ -59,15 +64,16 @@ def draw_posterior(
     samples
         Samples of each scan.
     method
-        ``mmps`` for ordinary denoisers, ``adps`` for ambient networks; ``auto`` takes what fits the prior.
+        ``mmps``, ``dps``, ``diffpir``, ``dds`` or ``tds`` (see the modules of `ambient_sci.posterior`) for ordinary
+        denoisers, ``adps`` for ambient networks; ``auto`` takes the first that fits the prior.
     steps, solver, eta
         See `ambient_sci.sample.sample`.
     iterations
-        MMPS: conjugate gradient iterations for each evaluation, at most.
+        MMPS, DiffPIR, DDS: conjugate gradient iterations for each evaluation, at most.
     tolerance
-        MMPS: relative residual that ends them. It is small soon at levels below the noise of the data.
+        MMPS, DiffPIR: relative residual that ends them. It is small soon at levels below the noise of the data.
     guidance
-        A-DPS: strength of the pull towards the data.
+        DPS, A-DPS: strength of the pull towards the data.
     seed
         Seed of the samples.
     first
@@ -84,6 +90,11 @@ def draw_posterior(
     any_size
         Apply the prior to images of another 2-D size than it was learned from. The network is convolutional, so it
         can; it has learned structures of a certain size in pixels, so it should only where they are about as large.
+    schedule
+        How noise levels are spread, see `ambient_sci.schedule.spread_levels`.
+    particles
+        TDS: particles for each sample, which takes as many times longer. It has a sampler of its own, to which solver
+        and eta say nothing, and no antithetic pairs.
     progress
         Label of a progress bar.
     """
@@ -98,19 +109,35 @@ def draw_posterior(
             "a 2-D size can differ with any_size (--any-size), where what is seen is about as large in pixels"
         )
     ambient = isinstance(prior.denoiser, AmbientDenoiser)
-    fitting = "adps" if ambient else "mmps"
-    if method not in ("auto", fitting):
+    fitting = ("adps",) if ambient else get_args(PosteriorMethod)[1:-1]
+    if method not in ("auto", *fitting):
         raise ConfigError(
-            f"method {method!r} does not go with a prior of method {prior.config.method!r}; use 'auto' or {fitting!r}"
+            f"method {method!r} does not go with a prior of method {prior.config.method!r}; use 'auto' or "
+            + ", ".join(map(repr, fitting))
         )
-    repeated = measurement.repeat(samples)
-    labels = torch.stack([repeated.index, torch.arange(first, first + samples).repeat(len(measurement))], 1)
+    if method == "tds" and (particles < 1 or start is not None):
+        raise ConfigError(f"tds needs particles of at least 1 and no start, got particles {particles}")
+    numbers = torch.arange(first, first + samples).repeat(len(measurement))
+    labels = torch.stack([measurement.index.repeat_interleave(samples), numbers], 1)
+    levels = prior.levels(steps, level * prior.sigma_data, finest, schedule)
 
     blank = torch.zeros(1, *shape, dtype=prior.dtype, device=prior.device)
+    if method == "tds":
+        assert not isinstance(prior.denoiser, AmbientDenoiser)
+        swarms = [labels[j::samples] for j in range(samples)]
+        drawn = [_tds(prior.denoiser, measurement, each, particles, blank, levels, seed, progress) for each in swarms]
+        return torch.stack(drawn, 1)
+    repeated = measurement.repeat(samples)
     if isinstance(prior.denoiser, AmbientDenoiser):
         streams = [stream(seed, *row) for row in labels.tolist()]
         seen = FixedMask.thinned(prior.denoiser, repeated.operator, blank, prior.config.hidden, streams)
         posterior: Denoiser = ADPS(seen, repeated, guidance)
+    elif method == "dps":
+        posterior = DPS(prior.denoiser, repeated, guidance)
+    elif method == "diffpir":
+        posterior = DiffPIR(prior.denoiser, repeated, iterations=iterations, tolerance=tolerance)
+    elif method == "dds":
+        posterior = DDS(prior.denoiser, repeated, iterations=iterations)
     else:
         posterior = MMPS(prior.denoiser, repeated, iterations, tolerance)
 
@@ -121,7 +148,28 @@ def draw_posterior(
         step = torch.full((len(pairs), 1), k)
         return (sign * scan_noise(shape, prior.dtype, seed, torch.cat([step, pairs], 1))).to(prior.device)
 
-    levels = prior.levels(steps, level * prior.sigma_data, finest)
     begin = None if start is None else start.to(prior.device).repeat_interleave(samples, 0)
     images = sample(posterior, noise, levels, solver, eta, begin, progress)
     return images.reshape(len(measurement), samples, *shape)
+
+
+def _tds(
+    denoiser: Denoiser,
+    measurement: Measurement,
+    labels: Tensor,
+    particles: int,
+    blank: Tensor,
+    levels: Tensor,
+    seed: int,
+    progress: str | None,
+) -> Tensor:
+    """Draw one sample of every scan, ``labels`` (scan and sample), by a swarm for each."""
+    numbers = torch.arange(particles).repeat(len(labels))[:, None]
+    swarm = torch.cat([labels.repeat_interleave(particles, 0), numbers], 1)
+
+    def noise(k: int) -> Tensor:
+        step = torch.full((len(swarm), 1), k)
+        return scan_noise(tuple(blank.shape[1:]), blank.dtype, seed, torch.cat([step, swarm], 1)).to(blank.device)
+
+    streams = [stream(seed, *row) for row in labels.tolist()]
+    return twisted_sample(denoiser, measurement, particles, noise, levels, streams, progress)

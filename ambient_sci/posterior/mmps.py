@@ -4,16 +4,15 @@ The density of the image given a sampler's state is approximated by a Gaussian w
 
 .. math:: p(x_0 \mid x_s) \approx \mathcal N(D(x_s), V), \qquad V = s^2 \, \partial D / \partial x_s,
 
-and conditioned on the measurement:
+and conditioned on the measurement (`ambient_sci.posterior.condition`). Each conjugate gradient iteration takes one
+product with the Jacobian. At levels below the noise of the data the first iteration solves the system. Exact for
+Gaussian priors; any operator, any diagonal noise (Rozet et al. 2024, arXiv:2405.13712).
 
-.. math:: E[x_0 \mid x_s, y] \approx D + V A^H v, \qquad (\sigma_y^2 + A V A^H) v = y - A D.
-
-The solve takes a few conjugate gradient iterations in measurement space, each of them one product with the Jacobian;
-the image :math:`V A^H v` is carried along, so that it costs no product more. The Jacobian of a learned denoiser is
-nearly, not exactly, symmetric and positive, and conjugate gradients can run away on what it is not: a scan is left as
-it is from the iteration on at which :math:`V` turns out negative or the residual has grown to three times what it
-was, or has shrunk enough. At levels below the noise of the data the first iteration does that. Exact for Gaussian
-priors; any operator, any diagonal noise (Rozet et al. 2024, arXiv:2405.13712).
+Where data have no noise, nothing but the Jacobian says how far they may move the denoised image, and that of a learned
+denoiser is at times wrong enough for the sampler to end far from any image. The approximation itself has a limit: the
+covariance of :math:`\delta = V A^H v` is :math:`V A^H (\sigma_y^2 + A V A^H)^{-1} A V`, whose trace is at most
+:math:`s^2 \min(m, n)` with :math:`V \le s^2`, for ``m`` measured numbers and ``n`` of the image. A correction three
+times as long as that contradicts it, and is shortened to that. A denoiser that is exact does not get there.
 """
 
 import torch
@@ -21,11 +20,11 @@ from torch import Tensor
 
 from ambient_sci.denoise import Denoiser, per_image
 from ambient_sci.measurement import Measurement
-from ambient_sci.operators.solve import dot
+from ambient_sci.posterior.condition import condition
 
 __all__ = ["MMPS"]
 
-GROWTH = 3.0  # of the residual's norm
+LONGEST = 3.0  # correction, in units of the longest root mean square that the approximation has
 
 
 class MMPS(Denoiser):
@@ -54,34 +53,18 @@ class MMPS(Denoiser):
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Denoise given the measurement; see `Denoiser`."""
-        operator, y = self.measurement.operator, self.measurement.y
-        variance = self.measurement.noise**2
+        m, scale = self.measurement, per_image(sigma, x) ** 2
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             mean = self.denoiser(x, sigma)
-        scale = per_image(sigma, x) ** 2
 
-        denoised: Tensor = mean.detach()
-        residual = (y - operator(denoised)) * operator.rows
-        direction, energy = residual, dot(residual, residual)
-        limit, enough = GROWTH**2 * energy, self.tolerance**2 * energy
-        active = energy > 0
-        tiny = torch.finfo(energy.dtype).tiny
-        for left in reversed(range(self.iterations)):
+        def covariance(v: Tensor) -> Tensor:
             # the Jacobian of an exact denoiser is symmetric, so that its transpose, which autograd gives, is as good
-            back = operator.adjoint(direction)
-            spread = scale * torch.autograd.grad(mean, x, back, retain_graph=left > 0)[0]
-            image = operator(spread) + variance * direction
-            alpha = energy / dot(direction, image).clamp_min(tiny)
-            ahead = residual - alpha * image
-            renewed = dot(ahead, ahead)
-            active = active & (dot(back, spread).reshape(energy.shape) > 0) & (renewed <= limit)
-            step = torch.where(active, alpha, 0)
-            denoised = denoised + per_image(step, x) * spread
-            active = active & (renewed > enough)
-            if left == 0 or not bool(active.any()):
-                break
-            residual = residual - step * image
-            direction = residual + torch.where(active, renewed / energy.clamp_min(tiny), 0) * direction
-            energy = renewed
-        return denoised
+            return scale * torch.autograd.grad(mean, x, v, retain_graph=True)[0]
+
+        rows = m.operator.rows.expand(m.y.shape).flatten(1).sum(1)
+        measured = (rows * (2 if m.y.is_complex() else 1)).clamp_max(x[0].numel() * (2 if x.is_complex() else 1))
+        radius = LONGEST * sigma * measured.sqrt()
+        return condition(
+            mean.detach(), covariance, m.operator, m.y, m.noise**2, self.iterations, self.tolerance, radius
+        )

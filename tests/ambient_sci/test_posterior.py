@@ -14,7 +14,7 @@ from ambient_sci.errors import ConfigError
 from ambient_sci.measurement import randn_like
 from ambient_sci.operators import Fourier, Gaussian, LinearOperator, Mask, Sense, conjugate_gradient
 from ambient_sci.operators.patterns import random_lines
-from ambient_sci.posterior import ADPS, MMPS, FixedMask, restore
+from ambient_sci.posterior import ADPS, DDS, DPS, MMPS, DiffPIR, FixedMask, restore
 from ambient_sci.posterior.ambient import AmbientDenoiser
 from ambient_sci.posterior.draw import draw_posterior
 from ambient_sci.prior import Prior
@@ -33,7 +33,7 @@ class Tanh(Denoiser):
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
-        self.weight = randn_like(torch.zeros(N, N, dtype=dtype), generator(1)) / N**0.5
+        self.weight = randn_like(torch.zeros(N, N, dtype=dtype), generator(1)) / (2 * N**0.5)
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         z = x.flatten(1) @ self.weight.mT
@@ -191,9 +191,62 @@ def test_adps_against_the_gradient_of_the_misfit(kind: str) -> None:
     torch.testing.assert_close(got, denoiser(x, sigma) - state.grad)
 
 
+@pytest.mark.parametrize("kind", sorted(OPERATORS))
+def test_dps_against_the_gradient_of_the_misfit_itself(kind: str) -> None:
+    m, x, sigma = problem(kind)
+    denoiser, guidance = Tanh(x.dtype), 0.8
+    state = x.clone().requires_grad_()
+    residual = (m.y - m.operator(denoiser(state, sigma))).flatten(1)
+    measured = m.operator.rows.expand(m.y.shape).flatten(1).sum(1) * (2 if m.y.is_complex() else 1)
+    (guidance * sigma * measured.sqrt() * residual.abs().square().sum(1).sqrt()).sum().backward()
+    assert state.grad is not None
+    torch.testing.assert_close(DPS(denoiser, m, guidance)(x, sigma), denoiser(x, sigma) - state.grad)
+
+
+@pytest.mark.parametrize("kind", sorted(OPERATORS))
+def test_proximal_methods_against_their_minimum(kind: str) -> None:
+    """The gradient of what they minimise is zero: with the data's noise, or with a fixed weight."""
+    m, x, sigma = problem(kind)
+    denoiser = Tanh(x.dtype)
+    mean = denoiser(x, sigma)
+    level, noise = (value.reshape(-1, 1, 1, 1) for value in (sigma, m.noise_std))
+    for method, spread, variance in (
+        (DiffPIR(denoiser, m, 3.0, 40), level**2 / 3, noise**2),
+        (DDS(denoiser, m, 5.0, 40), torch.full_like(level, 5.0), torch.ones_like(noise)),
+    ):
+        found = method(x, sigma)
+        pull = m.operator.adjoint(m.y - m.operator(found)) / variance
+        torch.testing.assert_close((found - mean) / spread, pull)
+        assert pull.norm() > 1e-2
+
+
+def test_mmps_corrections_stay_as_short_as_the_approximation_has_them() -> None:
+    """Without noise, data that the Jacobian hardly reaches would move the image without bound."""
+
+    class Thin(Denoiser):
+        def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+            mixed = torch.eye(N, dtype=REAL) * 1e-4
+            mixed[:, 0] += 1.0  # the first pixel, which is measured, moves all others with it
+            return (x.flatten(1) @ (mixed @ mixed.T)).reshape(x.shape) / N
+
+    g = generator(1)
+    mask = torch.zeros(2, *SHAPE, dtype=REAL)
+    mask.flatten(1)[:, :6] = 1
+    operator, sigma = Mask(mask), torch.tensor([0.1, 0.2], dtype=REAL)
+    x, truth = torch.randn(2, 2, *SHAPE, generator=g, dtype=REAL)
+    m = Measurement(operator(truth), operator, 0.0)
+    moved = (MMPS(Thin(), m, 6)(x, sigma) - Thin()(x, sigma)).flatten(1).norm(dim=1)
+    torch.testing.assert_close(moved, 3 * sigma * 6**0.5)
+    # a denoiser whose data come from where it says is not held back
+    exact = GaussianDenoiser(torch.zeros(SHAPE, dtype=REAL), torch.eye(N, dtype=REAL))
+    noisy = truth + sigma.reshape(-1, 1, 1, 1) * x
+    torch.testing.assert_close(operator(MMPS(exact, m, 6)(noisy, sigma)), m.y)
+
+
 def test_posterior_denoisers_leave_no_graph() -> None:
     m, x, sigma = problem("mask")
-    for method in (MMPS(Tanh(x.dtype), m), ADPS(Tanh(x.dtype), m)):
+    methods: list[type[Any]] = [MMPS, ADPS, DPS, DiffPIR, DDS]
+    for method in (kind(Tanh(x.dtype), m) for kind in methods):
         with torch.no_grad():  # as a sampler calls them
             assert not method(x, sigma).requires_grad
 
@@ -315,6 +368,31 @@ def test_draws_do_not_depend_on_company(prior: Prior, scans: Measurement) -> Non
     assert_close(draw_posterior(prior, scans[:2], samples=1, steps=5, seed=3), together[:2, :1])
     assert (together[:, 0] - together[:, 1]).abs().mean() > 0.01
     assert (draw_posterior(prior, scans[:1], steps=5, seed=4) - together[:1, :1]).abs().mean() > 0.01
+
+
+@pytest.mark.parametrize("method", ["dps", "diffpir", "dds", "tds"])
+def test_draws_of_every_method_do_not_depend_on_company(prior: Prior, scans: Measurement, method: Any) -> None:
+    if prior.config.method == "ambient":
+        pytest.skip("another test has the method that goes with it")
+    options: dict[str, Any] = {"method": method, "steps": 4, "seed": 3, "particles": 3, "guidance": 0.3}
+    together = draw_posterior(prior, scans[:3], samples=2, **options)
+    assert together.shape == (3, 2, 1, 16, 16)
+    assert torch.isfinite(torch.view_as_real(together)).all()
+    assert (together[:, 0] - together[:, 1]).abs().mean() > 0.01
+    assert_close(draw_posterior(prior, scans[2], samples=2, **options)[0], together[2])
+    assert_close(draw_posterior(prior, scans[torch.tensor([1, 0])], samples=1, **options), together[[1, 0], :1])
+    assert (draw_posterior(prior, scans[:1], steps=4, seed=3) - together[:1, :1]).abs().mean() > 1e-3
+
+
+def test_options_of_draws(prior: Prior, scans: Measurement) -> None:
+    with pytest.raises(ConfigError, match="schedule must be 'edm', 'log-linear', 'quantile', got 'cosine'"):
+        draw_posterior(prior, scans[:1], schedule="cosine")  # type: ignore[arg-type]
+    drawn = [draw_posterior(prior, scans[:1], steps=4, schedule=name) for name in ("edm", "log-linear", "quantile")]  # type: ignore[arg-type]
+    assert (drawn[0] - drawn[1]).abs().mean() > 1e-3
+    assert (drawn[0] - drawn[2]).abs().mean() > 1e-3
+    if prior.config.method != "ambient":
+        with pytest.raises(ConfigError, match="tds needs particles of at least 1 and no start, got particles 0"):
+            draw_posterior(prior, scans[:1], method="tds", particles=0)
 
 
 def test_a_pair_has_the_exact_mean_of_a_gaussian_posterior() -> None:
