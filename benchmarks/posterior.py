@@ -383,7 +383,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "seconds": "ms a sample",
     }
     forms: dict[str, Callable[[float], str]] = {name: lambda v: f"{100 * v:.1f}" for name in columns}
-    forms |= {"sliced": lambda v: f"{v:.3f}", "seconds": lambda v: f"{1000 * v:.2g}"}
+    forms |= {"sliced": lambda v: f"{v:.3f}", "seconds": lambda v: f"{1000 * v:.3g}"}
     parts = []
     for case in dict.fromkeys(row["case"] for row in rows):
         mine = [row for row in rows if row["case"] == case]

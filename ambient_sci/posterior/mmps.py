@@ -12,7 +12,7 @@ Where data have no noise, nothing but the Jacobian says how far they may move th
 denoiser is at times wrong enough for the sampler to end far from any image. The approximation itself has a limit: the
 covariance of :math:`\delta = V A^H v` is :math:`V A^H (\sigma_y^2 + A V A^H)^{-1} A V`, whose trace is at most
 :math:`s^2 \min(m, n)` with :math:`V \le s^2`, for ``m`` measured numbers and ``n`` of the image. A correction three
-times as long as that contradicts it, and is shortened to that. A denoiser that is exact does not get there.
+times as long as that contradicts it, and is shortened to that. A denoiser that is exact hardly ever gets there.
 """
 
 import torch
