@@ -93,14 +93,20 @@ def learned_row(
         )
     train(config)
     prior = load_prior(run, device="cpu")
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    row = {"task": name, "method": method, "seed": seed, "options": shown, "seconds": log[-1]["seconds"]}
+    row = {"task": name, "method": method, "seed": seed, "options": shown, "seconds": _seconds(run)}
+    if "start_from" in options:  # what it took to get there
+        row["seconds"] += _seconds(Path(options["start_from"]))
     row |= {"budget": budget, "images": config.images, **posterior_scores(prior, frozen, run)}
     row |= drawn_scores(prior, frozen, run)
     row |= {"trained_scans": len(open_store(frozen.train)), **({"scans": scans} if scans else {})}
     if "nrmse_exact" in row:
         row["nrmse_ratio"] = row.get("nrmse", row.get("nrmse_restored")) / row["nrmse_exact"]
     return row
+
+
+def _seconds(run: Path) -> float:
+    """Processor time of a training."""
+    return float(json.loads((run / "log.jsonl").read_text().splitlines()[-1])["seconds"])
 
 
 def posterior_scores(prior: Prior, frozen: Frozen, run: Path) -> dict[str, float]:
