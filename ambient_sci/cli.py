@@ -468,6 +468,7 @@ def reconstruct(
         Optional[list[float]],  # noqa: UP045
         typer.Option(help="probability of a quantile to keep; may be given several times", show_default="none"),
     ] = None,
+    temperature: Annotated[float, typer.Option(help="factor of the spread, as `validate RUN STORE` finds it")] = 1.0,
     scheduler: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="address of a Dask scheduler whose workers draw", show_default="this process"),
@@ -505,6 +506,7 @@ def reconstruct(
             any_size=any_size,
             keep_samples=not no_samples,
             quantiles=quantile or (),
+            temperature=temperature,
             scheduler=scheduler,
             device=device,
             overwrite=overwrite,
@@ -562,7 +564,7 @@ def evaluate(
             partial.write_text(json.dumps(result.metrics, indent=2) + "\n")
     if figure is not None:
         if result.calibration is None:
-            raise DataError("--figure needs at least 2 scans of at least 4 samples each")
+            raise DataError("--figure needs at least 2 scans of at least 4 samples each, kept (no --no-samples)")
         with replacing(figure) as partial:
             result.calibration.plot().savefig(partial, format="png")
 

@@ -37,8 +37,8 @@ class Evaluation:
         ``{"methods": {name: {"nrmse": …, "psnr": …, "ssim": …}}, "scans": n, "coverage": {"0.9": …}}``, and under
         ``"calibration"`` what that holds.
     calibration
-        Coverage, ranks and TARP of the samples, with a verdict; none where there is but one scan, or less than two
-        pairs of samples.
+        Coverage, ranks and TARP of the samples, with a verdict; none where there is but one scan, less than two pairs
+        of samples, or samples were not kept.
     """
 
     text: str
@@ -68,7 +68,7 @@ def evaluate(reconstruction: "xarray.Dataset | xarray.DataTree", store: Store) -
     scores: dict[str, list[Any]] = {}
     inside: list[int] = []
     judge = SampleJudge()
-    pairs = min(dataset.sizes["draw"] // 2 for dataset in datasets_of(reconstruction))
+    judged = all("sample" in dataset and dataset.sizes["draw"] >= 4 for dataset in datasets_of(reconstruction))
     covered: dict[float, list[float]] = {}
     for dataset in datasets_of(reconstruction):
         reference = store.references(dataset["scan"].to_numpy())
@@ -81,7 +81,7 @@ def evaluate(reconstruction: "xarray.Dataset | xarray.DataTree", store: Store) -
         for level, value in held.items():
             covered.setdefault(level, []).append(value)
         inside.append(int(np.sum(mask)))
-        if pairs >= 2:
+        if judged:
             for scan in range(len(reference)):  # not all samples at once
                 judge.add(_values(dataset["sample"][scan : scan + 1]), reference[scan : scan + 1])
     text, metrics = table({"posterior mean": {name: np.concatenate(values) for name, values in scores.items()}})
@@ -91,7 +91,7 @@ def evaluate(reconstruction: "xarray.Dataset | xarray.DataTree", store: Store) -
         f"{100 * level:.0f}% intervals hold the known value in {100 * value:.1f}% of pixels"
         for level, value in coverage.items()
     ]
-    calibration = judge.result() if pairs >= 2 and metrics["scans"] >= 2 else None
+    calibration = judge.result() if judged and metrics["scans"] >= 2 else None
     if calibration is not None:
         metrics["calibration"] = calibration.to_dict()
         lines += ["", str(calibration)]

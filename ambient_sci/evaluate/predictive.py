@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ambient_sci.errors import ConfigError, DataError
 
-__all__ = ["LEVEL", "TOLERANCE", "Predictive", "components", "excess", "predictive", "temper"]
+__all__ = ["LEVEL", "TOLERANCE", "Predictive", "check_temperature", "components", "excess", "predictive", "temper"]
 
 Float = NDArray[np.float64]
 Samples = TypeVar("Samples", Tensor, NDArray[Any])
@@ -139,10 +139,15 @@ def temper(samples: Samples, temperature: float) -> Samples:
     samples
         Of the same mean. Antithetic pairs stay pairs.
     """
-    if not 0 < temperature < np.inf:
-        raise ConfigError(f"temperature must be above 0, got {temperature}")
+    check_temperature(temperature)
     if temperature == 1:
         return samples
     mean: Any = samples.mean(1)[:, None]
     tempered: Samples = mean + temperature * (samples - mean)
     return tempered
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise `ConfigError` for what is no temperature."""
+    if not 0 < temperature < np.inf:
+        raise ConfigError(f"temperature must be above 0, got {temperature}")

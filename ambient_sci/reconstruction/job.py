@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 import ambient_sci
 from ambient_sci.errors import ConfigError, DataError
+from ambient_sci.evaluate.predictive import temper
 from ambient_sci.prior import Prior, resolve_device
 from ambient_sci.reconstruction.pieces import Pieces
 from ambient_sci.reconstruction.source import Source
@@ -88,7 +89,7 @@ class Job:
         A learned prior.
     source
         The scans.
-    samples, batch, keep_samples, quantiles
+    samples, batch, keep_samples, quantiles, temperature
         See `ambient_sci.reconstruct`.
     options
         Of `ambient_sci.posterior.draw.draw_posterior`.
@@ -100,6 +101,7 @@ class Job:
     batch: int
     keep_samples: bool
     quantiles: tuple[float, ...]
+    temperature: float
     options: dict[str, Any]
 
     @cached_property
@@ -117,7 +119,7 @@ class Job:
             residuals.append(residual)
             places.append(place)
         order = np.argsort(np.concatenate(places))
-        drawn = torch.cat(drawn_parts)[order]
+        drawn = temper(torch.cat(drawn_parts)[order], self.temperature)
         found = {"sample": drawn} if self.keep_samples else {}
         found |= summarise(drawn)
         if self.quantiles:

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from ambient_sci.datasets.scale import estimate_scale
 from ambient_sci.datasets.store import Indices, Store, open_store
 from ambient_sci.errors import ConfigError
+from ambient_sci.evaluate.predictive import check_temperature
 from ambient_sci.measurement import Measurement
 from ambient_sci.posterior.draw import PosteriorMethod
 from ambient_sci.prior import Prior, load_prior
@@ -48,6 +49,7 @@ class _Options(TypedDict, total=False):
     any_size: bool
     keep_samples: bool
     quantiles: Sequence[float]
+    temperature: float
     scheduler: str | None
     device: str
     overwrite: bool
@@ -87,6 +89,7 @@ def reconstruct(
     any_size: bool = False,
     keep_samples: bool = True,
     quantiles: Sequence[float] = (),
+    temperature: float = 1.0,
     scheduler: str | None = None,
     device: str = "auto",
     overwrite: bool = False,
@@ -118,6 +121,9 @@ def reconstruct(
         Keep the samples beside what is said of them.
     quantiles
         Probabilities whose quantiles are wanted.
+    temperature
+        By what the spread of the samples is multiplied: one that `ambient_sci.validate_prior` found on other scans, to
+        recalibrate. ``residual`` stays that of the samples as they were drawn.
     scheduler
         Address of a Dask scheduler whose workers are to draw; this process, otherwise. Workers have to find a store at
         the same path. Results are those of one process, to the bit on hardware of one kind with as many threads.
@@ -152,6 +158,7 @@ def reconstruct(
     if batch < 1:
         raise ConfigError(f"batch must be at least 1, got {batch}")
     check_quantiles(quantiles, samples)
+    check_temperature(temperature)
     results = None if out is None else Results(Path(out), overwrite)
     if not isinstance(prior, Prior):
         prior = load_prior(prior, device if scheduler is None else "cpu")
@@ -159,7 +166,7 @@ def reconstruct(
     index = numbers(source, slice(None) if scans is None else scans)
     options: dict[str, Any] = {"method": method, "steps": steps, "iterations": iterations, "guidance": guidance}
     options |= {"solver": solver, "eta": eta, "seed": seed, "any_size": any_size}
-    job = Job(prior, source, samples, batch, keep_samples, tuple(quantiles), options)
+    job = Job(prior, source, samples, batch, keep_samples, tuple(quantiles), temperature, options)
     attrs = _provenance(job) | {"device": prior.device.type if scheduler is None else f"cluster, {device}"}
     frames, chunks = _plan(job, index)
 
@@ -268,5 +275,6 @@ def _provenance(job: Job) -> dict[str, Any]:
         "samples": job.samples,
         "batch": job.batch,
         "interval": INTERVAL,
+        "temperature": job.temperature,
         **{f"sampler_{name}": value for name, value in job.options.items()},
     }

@@ -93,9 +93,10 @@ def learned_row(
         )
     train(config)
     prior = load_prior(run, device="cpu")
-    row = {"task": name, "method": method, "seed": seed, "options": shown, "seconds": _seconds(run)}
+    seconds = _seconds(run)
     if "start_from" in options:  # what it took to get there
-        row["seconds"] += _seconds(Path(options["start_from"]))
+        seconds += _seconds(Path(options["start_from"]))
+    row: dict[str, Any] = {"task": name, "method": method, "seed": seed, "options": shown, "seconds": seconds}
     row |= {"budget": budget, "images": config.images, **posterior_scores(prior, frozen, run)}
     row |= drawn_scores(prior, frozen, run)
     row |= {"trained_scans": len(open_store(frozen.train)), **({"scans": scans} if scans else {})}

@@ -313,6 +313,16 @@ def test_without_samples_and_with_quantiles(prior: Prior, store_path: Path, tmp_
     assert export(found, tmp_path / "volumes", what=["mean", "lower"], progress=False)
 
 
+def test_a_temperature_widens_samples_and_is_recorded(prior: Prior, store_path: Path) -> None:
+    options = {**OPTIONS, "scans": slice(0, 2)}
+    plain, wider = (reconstruct(prior, store_path, **options, **more) for more in ({}, {"temperature": 1.5}))
+    assert (plain.attrs["temperature"], wider.attrs["temperature"]) == (1.0, 1.5)
+    np.testing.assert_allclose(wider["mean"], plain["mean"], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(wider["std"], 1.5 * plain["std"], rtol=1e-3)
+    with pytest.raises(ConfigError, match="temperature must be above 0, got -1"):
+        reconstruct(prior, store_path, **options, temperature=-1)
+
+
 def test_quantiles_that_there_are_not(prior: Prior, store_path: Path) -> None:
     cases = [
         ((0.05,), 8, "a quantile of 0.05 needs at least 19 samples, got 8"),
