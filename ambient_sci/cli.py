@@ -37,6 +37,18 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is already there")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
 
+# of the sampler of posteriors
+PosteriorName = Annotated[
+    str, typer.Option(help="mmps, dps, diffpir, dds, tds; adps for ambient priors; auto: what fits")
+]
+Steps = Annotated[int, typer.Option(min=1, help="sampler steps")]
+Iterations = Annotated[int, typer.Option(min=1, help="conjugate gradient iterations a step")]
+Guidance = Annotated[float, typer.Option(help="pull towards the data (dps, adps)")]
+SolverName = Annotated[str, typer.Option(help="multistep, euler or heun")]
+Eta = Annotated[float, typer.Option(help="share of noise renewed each step, 0 to 1; 0 with heun")]
+AnySize = Annotated[bool, typer.Option("--any-size", help="let the image size differ from the training's")]
+Temperature = Annotated[float, typer.Option(help="factor of the samples' spread; `validate RUN STORE` finds the best")]
+
 
 def main() -> None:
     """Entry point of the ``ambient-sci`` command."""
@@ -212,14 +224,14 @@ def validate(
     ] = None,
     fraction: Annotated[float, typer.Option(help="part of the measured rows that is hidden")] = 0.25,
     samples: Annotated[int, typer.Option(help="posterior samples of each scan, an even number")] = 16,
-    temperature: Annotated[float, typer.Option(help="by what the spread of the samples is multiplied")] = 1.0,
-    method: Annotated[str, typer.Option(help="mmps, adps, or auto: what fits the prior")] = "auto",
-    steps: Annotated[int, typer.Option(min=1, help="sampler steps")] = 32,
-    iterations: Annotated[int, typer.Option(min=1, help="conjugate gradient iterations a step (mmps)")] = 3,
-    guidance: Annotated[float, typer.Option(help="pull towards the data (adps)")] = 1.0,
-    solver: Annotated[str, typer.Option(help="multistep, euler or heun")] = "multistep",
-    eta: Annotated[float, typer.Option(help="share of noise renewed each step, 0 to 1; 0 with heun")] = 1.0,
-    any_size: Annotated[bool, typer.Option("--any-size", help="let the image size differ from the training's")] = False,
+    temperature: Temperature = 1.0,
+    method: PosteriorName = "auto",
+    steps: Steps = 32,
+    iterations: Iterations = 3,
+    guidance: Guidance = 1.0,
+    solver: SolverName = "multistep",
+    eta: Eta = 1.0,
+    any_size: AnySize = False,
     seed: Seed = 0,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -400,7 +412,7 @@ def sample(
     run: Annotated[Path, typer.Argument(help="folder of a training run")],
     out: Annotated[Path, typer.Option(help="folder for samples.npy and samples.png")] = Path("samples"),
     count: Annotated[int, typer.Option(min=1, help="number of images")] = 16,
-    steps: Annotated[int, typer.Option(min=1, help="sampler steps")] = 32,
+    steps: Steps = 32,
     solver: Annotated[str, typer.Option(help="heun, multistep or euler")] = "heun",
     store: Annotated[
         Optional[Path], typer.Option(help="store whose masks an ambient prior samples through; the training's")  # noqa: UP045
@@ -453,22 +465,20 @@ def reconstruct(
     start: Annotated[Optional[int], typer.Option(help="first scan")] = None,  # noqa: UP045
     stop: Annotated[Optional[int], typer.Option(help="scan to stop before")] = None,  # noqa: UP045
     samples: Annotated[int, typer.Option(help="posterior samples of each scan")] = 8,
-    method: Annotated[
-        str, typer.Option(help="mmps, dps, diffpir, dds, tds; adps for ambient priors; auto: what fits")
-    ] = "auto",
-    steps: Annotated[int, typer.Option(min=1, help="sampler steps")] = 32,
-    iterations: Annotated[int, typer.Option(min=1, help="conjugate gradient iterations a step")] = 3,
-    guidance: Annotated[float, typer.Option(help="pull towards the data (dps, adps)")] = 1.0,
-    solver: Annotated[str, typer.Option(help="multistep, euler or heun")] = "multistep",
-    eta: Annotated[float, typer.Option(help="share of noise renewed each step, 0 to 1; 0 with heun")] = 1.0,
+    method: PosteriorName = "auto",
+    steps: Steps = 32,
+    iterations: Iterations = 3,
+    guidance: Guidance = 1.0,
+    solver: SolverName = "multistep",
+    eta: Eta = 1.0,
     batch: Annotated[int, typer.Option(min=1, help="images in the network at once")] = 64,
-    any_size: Annotated[bool, typer.Option("--any-size", help="let the image size differ from the training's")] = False,
+    any_size: AnySize = False,
     no_samples: Annotated[bool, typer.Option("--no-samples", help="keep what is said of the samples only")] = False,
     quantile: Annotated[
         Optional[list[float]],  # noqa: UP045
         typer.Option(help="probability of a quantile to keep; may be given several times", show_default="none"),
     ] = None,
-    temperature: Annotated[float, typer.Option(help="factor of the spread, as `validate RUN STORE` finds it")] = 1.0,
+    temperature: Temperature = 1.0,
     scheduler: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="address of a Dask scheduler whose workers draw", show_default="this process"),

@@ -236,6 +236,10 @@ def test_targets_of_learning(harness: SimpleNamespace) -> None:
     for helped in ({"clean": 50}, {"start_from": "oracle-0"}, {"start_from": "em-clean=50-0"}):
         assert verdicts(*rows, _row("mri-r4", "em", options=helped, nrmse=0.11))[r4] == "NOT met"
     assert verdicts(*rows)[tv] == "NOT met"
+    timed = [_row("mri-r4", "oracle", nrmse=0.1, seconds=60.0), _row("mri-r4", "em", nrmse=0.11, seconds=70.0)]
+    assert verdicts(*timed)[r4] == "met"
+    timed[1]["seconds"] = 80.0
+    assert verdicts(*timed)[r4] == "not measured", "it took longer than the oracle"
 
     digit = [_row("digits-p75", name, frechet=value) for name, value in (("oracle", 10), ("em", 14), ("ambient", 17))]
     assert (verdicts(*digit)[digits], verdicts(*digit)[ahead]) == ("met", "NOT met")
