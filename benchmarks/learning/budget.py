@@ -3,11 +3,11 @@ r"""How many images a method may see, so that all methods train for the same tim
 The time is that in which the oracle sees a given number of images, the budget :math:`N`. Short runs of the oracle and
 of the method on a few scans, one after the other and twice, are timed by their logs in processor time, and
 
-.. math:: n = (N t_\text{oracle} - t_\text{start} - \sum_\text{laps} t_\text{lap}) / t_\text{image},
+.. math:: n = (N t_\text{oracle} - t_\text{earlier} - t_\text{start} - \sum_\text{laps} t_\text{lap}) / t_\text{image},
 
-where what is done for every scan, reconstructions to start from and the samples of a lap, grows with their number. So
-only ratios of times count, which other programs on the machine change little. What the training really took is in its
-row.
+where :math:`t_\text{earlier}` is the time of the run that it begins with, if it does, and what is done for every scan,
+reconstructions to start from and the samples of a lap, grows with their number. So only ratios of times count, which
+other programs on the machine change little. What the training really took is in its row.
 """
 
 import json
@@ -31,7 +31,9 @@ class Cost(NamedTuple):
     lap: float
 
 
-def planned_images(probe: Path, few: int, scans: int, options: dict[str, Any], budget: int) -> int:
+def planned_images(
+    probe: Path, few: int, scans: int, options: dict[str, Any], budget: int, earlier: float = 0.0
+) -> int:
     """Images that a method may see.
 
     Parameters
@@ -44,6 +46,8 @@ def planned_images(probe: Path, few: int, scans: int, options: dict[str, Any], b
         Those of the training, but for its store, folder and images.
     budget
         Images that the oracle may see.
+    earlier
+        Seconds of the processor that the run took whose weights or images this one begins with.
     """
     if options.get("method") == "oracle":
         return budget
@@ -54,11 +58,11 @@ def planned_images(probe: Path, few: int, scans: int, options: dict[str, Any], b
     for _ in range(10):  # of how many images depends how many laps there are
         config = TrainConfig(store=probe, out=probe, **{**options, "images": images})
         laps = sum(len(lap_scans(config, scans, lap)) for lap in range(lap_count(config)) if config.method == "em")
-        before = (scans * own.start + laps * own.lap) / few
+        before = earlier + (scans * own.start + laps * own.lap) / few
         images = max(int((budget * oracle.image - before) / own.image) // config.batch * config.batch, 1)
     if images < FIRST:
         raise SystemExit(
-            f"error: a budget of {budget} is too little: start and laps take the time of {before / oracle.image:.0f}"
+            f"error: a budget of {budget} is too little: what goes before takes the time of {before / oracle.image:.0f}"
         )
     return images
 

@@ -84,18 +84,17 @@ def learned_row(
     every = {**task.network, **LEARNED[method], "seed": seed, "device": "cpu", **options}
     if "clean" in options:
         every["clean"] = freeze(task, data, out, options["clean"]).clean
+    earlier = _seconds(Path(options["start_from"])) if "start_from" in options else 0.0
     if (run / "config.json").exists():
         config = TrainConfig.from_json((run / "config.json").read_text())
     else:
-        images = planned_images(frozen.probe, PROBE, len(open_store(frozen.train)), every, budget)
+        images = planned_images(frozen.probe, PROBE, len(open_store(frozen.train)), every, budget, earlier)
         config = TrainConfig(
             store=frozen.clean if method in CLEAN else frozen.train, out=run, images=images, checkpoint=4096, **every
         )
     train(config)
     prior = load_prior(run, device="cpu")
-    seconds = _seconds(run)
-    if "start_from" in options:  # what it took to get there
-        seconds += _seconds(Path(options["start_from"]))
+    seconds = earlier + _seconds(run)  # what it took to get there
     row: dict[str, Any] = {"task": name, "method": method, "seed": seed, "options": shown, "seconds": seconds}
     row |= {"budget": budget, "images": config.images, **posterior_scores(prior, frozen, run)}
     row |= drawn_scores(prior, frozen, run)

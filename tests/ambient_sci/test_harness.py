@@ -308,5 +308,7 @@ def test_all_methods_have_the_time_of_the_oracle(monkeypatch: pytest.MonkeyPatch
     seconds = 1.1 * images + 4.0 * scans / few + 20.0 * laps / few
     assert wanted - 1.1 * 8 - 20.0 * scans / few < seconds <= wanted + 20.0 * scans / few
     assert budget.planned_images(tmp_path, few, scans, {**options, "method": "oracle"}, wanted) == wanted
+    after = budget.planned_images(tmp_path, few, scans, options, wanted, 20_000.0)
+    assert after == budget.planned_images(tmp_path, few, scans, options, wanted - 20_000)
     with pytest.raises(SystemExit, match="a budget of 600 is too little"):
         budget.planned_images(tmp_path, few, scans, options, 600)
