@@ -417,6 +417,10 @@ def sample(
     store: Annotated[
         Optional[Path], typer.Option(help="store whose masks an ambient prior samples through; the training's")  # noqa: UP045
     ] = None,
+    masks: Annotated[
+        int, typer.Option(min=1, help="masks that an ambient prior samples through; more than one are made to agree")
+    ] = 1,
+    guidance: Annotated[float, typer.Option(min=0, help="weight of their agreement")] = 1.0,
     seed: Seed = 0,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -439,8 +443,9 @@ def sample(
 
         scans = open_store(store or prior.config.store)
         alike = scans.groups[0].scans
-        operator = scans.read(alike[np.arange(count) % len(alike)]).operator.to(prior.device)
-    images = prior.sample(count, steps, solver, seed, operator, None if quiet else "sampling").cpu()  # type: ignore[arg-type]
+        operator = scans.read(alike[np.arange(masks * count) % len(alike)]).operator.to(prior.device)
+    label = None if quiet else "sampling"
+    images = prior.sample(count, steps, solver, seed, operator, label, masks, guidance).cpu()  # type: ignore[arg-type]
     array = io.BytesIO()  # NumPy does not say so when a disk is full
     np.save(array, images.numpy())
     with replacing(paths[0]) as partial:

@@ -18,7 +18,7 @@ from ambient_sci.denoise import Denoiser, EDMDenoiser
 from ambient_sci.errors import CheckpointError, ConfigError, NotFoundError
 from ambient_sci.network import UNet, best_precision
 from ambient_sci.operators import LinearOperator
-from ambient_sci.posterior.ambient import AmbientDenoiser, FixedMask
+from ambient_sci.posterior.ambient import AmbientDenoiser, FixedMask, ReconstructionGuidance
 from ambient_sci.sample import Solver, sample
 from ambient_sci.schedule import Schedule, spread_levels
 from ambient_sci.seeding import scan_noise, stream
@@ -98,6 +98,8 @@ class Prior:
         seed: int = 0,
         operator: LinearOperator | None = None,
         progress: str | None = None,
+        masks: int = 1,
+        guidance: float = 1.0,
     ) -> Tensor:
         """Draw images from the prior, ``(count, channel, *spatial)``, in normalised units.
 
@@ -110,10 +112,16 @@ class Prior:
         seed
             Image ``k`` depends on the seed and on ``k`` alone.
         operator
-            Operators of scans, one an image; thinned, they are how an ambient network sees the state (fixed-mask
+            Operators of ``masks * count`` scans; thinned, they are how an ambient network sees the state (fixed-mask
             sampling). Needed for methods ``ambient`` and ``naive`` only.
         progress
             Label of a progress bar.
+        masks
+            Through how many operators such a network sees the state of an image; image ``k`` through those numbered
+            ``k``, ``k + count`` and so on. More than one are guided to agree
+            (`ambient_sci.posterior.ReconstructionGuidance`), at two to three times the time for two.
+        guidance
+            Weight of that agreement.
         """
         if isinstance(self.denoiser, AmbientDenoiser):
             if operator is None:
@@ -121,11 +129,17 @@ class Prior:
                     f"a prior of method {self.config.method!r} samples through a mask: give operator=, that of as many "
                     "scans"
                 )
-            if len(operator) != count:
-                raise ConfigError(f"operator must hold one scan for each of {count} images, got {len(operator)}")
+            if masks < 1 or len(operator) != masks * count:
+                raise ConfigError(
+                    f"operator must hold a scan for each mask of {count} images, got {len(operator)} for masks {masks}"
+                )
             blank = torch.zeros(1, *self.image_shape, dtype=self.dtype, device=self.device)
             streams = [stream(seed, image) for image in range(count)]
-            denoiser: Denoiser = FixedMask.thinned(self.denoiser, operator, blank, self.config.hidden, streams)
+            views = [
+                FixedMask.thinned(self.denoiser, operator[k : k + count], blank, self.config.hidden, streams)
+                for k in range(0, masks * count, count)
+            ]
+            denoiser: Denoiser = views[0] if masks == 1 else ReconstructionGuidance(views, guidance)
         else:
             denoiser = self.denoiser
         images = torch.arange(count)

@@ -6,7 +6,8 @@ An ambient network is not a denoiser of images but a family of restorations, one
 
 `AmbientDenoiser` is that network, `restore` its direct use on a scan (one-step restoration), and `FixedMask` turns it
 into a `Denoiser` by measuring the state of a sampler with one operator that is kept for the whole run: the prior
-sampler of Daras et al. 2023 (arXiv:2305.19256), and what A-DPS guides.
+sampler of Daras et al. 2023 (arXiv:2305.19256), and what A-DPS guides. `ReconstructionGuidance`, the other sampler of
+that paper, has several such views of the state agree.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from ambient_sci.measurement import Measurement
 from ambient_sci.network import as_complex, as_real
 from ambient_sci.operators import LinearOperator, collate, conjugate_gradient
 
-__all__ = ["AmbientDenoiser", "FixedMask", "restore"]
+__all__ = ["AmbientDenoiser", "FixedMask", "ReconstructionGuidance", "restore"]
 
 
 class AmbientDenoiser(nn.Module):
@@ -121,6 +122,39 @@ class FixedMask(Denoiser):
         y = self.operator(x) + sigma.reshape(-1, *[1] * (self.missing.ndim - 1)) * self.missing
         restored: Tensor = self.ambient(y, self.operator, sigma)
         return restored
+
+
+class ReconstructionGuidance(Denoiser):
+    r"""Views of the state through several operators, pulled to where they agree.
+
+    .. math:: D(x_s) = D_0 - \tfrac w2 \nabla_{x_s} \tfrac1K \sum_{k=1}^K \| D_0(x_s) - D_k(x_s) \|^2
+
+    with :math:`D_0, \dots, D_K` the fixed-mask denoisers (Daras et al. 2023, sec. 3.3). What one operator leaves out
+    another sees, so that parts of the image that no view has seen, and each makes up for itself, do not stay apart. As
+    in `ambient_sci.posterior.guidance` the pull goes with the length of the sampler's steps.
+
+    Parameters
+    ----------
+    views
+        The denoisers, at least two; the first one is that which is followed.
+    weight
+        Strength of the pull, :math:`w`.
+    """
+
+    def __init__(self, views: Sequence[FixedMask], weight: float = 1.0) -> None:
+        super().__init__()
+        self.first, *others = views
+        self.others = nn.ModuleList(others)
+        self.weight = weight
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Denoise; see `Denoiser`."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            mean: Tensor = self.first(x, sigma)
+            apart = sum((mean - view(x, sigma)).abs().square().sum() for view in self.others) / len(self.others)
+        pull = torch.autograd.grad(apart, x)[0]
+        return mean.detach() - self.weight / 2 * pull
 
 
 def restore(ambient: AmbientDenoiser, measurement: Measurement) -> Tensor:

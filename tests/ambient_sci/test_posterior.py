@@ -14,7 +14,7 @@ from ambient_sci.errors import ConfigError
 from ambient_sci.measurement import randn_like
 from ambient_sci.operators import Fourier, Gaussian, LinearOperator, Mask, Sense, conjugate_gradient
 from ambient_sci.operators.patterns import random_lines
-from ambient_sci.posterior import ADPS, DDS, DPS, MMPS, DiffPIR, FixedMask, restore
+from ambient_sci.posterior import ADPS, DDS, DPS, MMPS, DiffPIR, FixedMask, ReconstructionGuidance, restore
 from ambient_sci.posterior.ambient import AmbientDenoiser
 from ambient_sci.posterior.draw import draw_posterior
 from ambient_sci.prior import Prior
@@ -312,6 +312,19 @@ def test_fixed_mask_lifts_noise_to_white_coil_noise() -> None:
     error = covariance - torch.eye(48, dtype=COMPLEX)
     assert error.diagonal().abs().max() < 0.1
     assert error.abs().max() < 5 / count**0.5
+
+
+def test_reconstruction_guidance_follows_the_gradient_of_disagreement() -> None:
+    """It is known for ``D_k(x) = m_k x / (1 + s^2)``: ``D_0 - w / K sum_k (m_0 - m_k)^2 x / (1 + s^2)^2``."""
+    x, sigma = torch.randn(2, *SHAPE, generator=generator(), dtype=COMPLEX), torch.tensor([0.5, 2.0], dtype=REAL)
+    rows = (torch.rand(3, 2, *SHAPE, generator=generator(3), dtype=REAL) < 0.5).to(REAL)
+    views = [FixedMask(ambient_network(), Mask(kept), torch.zeros(2, *SHAPE, dtype=COMPLEX)) for kept in rows]
+    shrink = 1 / (1 + sigma.reshape(-1, 1, 1, 1) ** 2)
+    apart = ((rows[0] - rows[1]) ** 2 + (rows[0] - rows[2]) ** 2) / 2
+    expected = shrink * rows[0] * x - 0.3 * apart * shrink**2 * x
+    found = ReconstructionGuidance(views, 0.3)(x, sigma)
+    torch.testing.assert_close(found, expected)
+    assert not found.requires_grad
 
 
 class Convolution(nn.Module):

@@ -346,8 +346,12 @@ def test_an_ambient_prior_samples_through_a_mask(prior: Prior, store_path: Path)
     with pytest.raises(ConfigError, match="a prior of method 'ambient' samples through a mask: give operator="):
         prior.sample(2, 3)
     operator = open_store(store_path).read(range(3)).operator
-    with pytest.raises(ConfigError, match="operator must hold one scan for each of 2 images, got 3"):
+    with pytest.raises(ConfigError, match="operator must hold a scan for each mask of 2 images, got 3 for masks 1"):
         prior.sample(2, 3, operator=operator)
+    four = open_store(store_path).read(range(4)).operator
+    alone = prior.sample(2, 3, operator=four[:2])
+    torch.testing.assert_close(prior.sample(2, 3, operator=four, masks=2, guidance=0.0), alone)
+    assert (prior.sample(2, 3, operator=four, masks=2) - alone).abs().mean() > 1e-3
     with pytest.raises(DataError):
         prior.sample(2, 3, operator=Mask(torch.ones(2, 1, 12, 12)))
 
