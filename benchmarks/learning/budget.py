@@ -1,12 +1,15 @@
 r"""How many images a method may see, so that all methods train for the same time.
 
 The time is that in which the oracle sees a given number of images, the budget :math:`N`. Short runs of the oracle and
-of the method on a few scans, one after the other and twice, are timed by their logs in processor time, and
+of the method, one after the other and twice, are timed by their logs in processor time, and :math:`n` is the largest
+number with
 
-.. math:: n = (N t_\text{oracle} - t_\text{earlier} - t_\text{start} - \sum_\text{laps} t_\text{lap}) / t_\text{image},
+.. math:: t_\text{earlier} + t_\text{start} + \sum_{\text{laps}(n)} t_\text{lap} + n \, t_\text{image}
+          \le N \, t_\text{oracle},
 
-where :math:`t_\text{earlier}` is the time of the run that it begins with, if it does, and what is done for every scan,
-reconstructions to start from and the samples of a lap, grows with their number. So only ratios of times count, which
+where :math:`t_\text{earlier}` is the time of the run that it begins with, if it does. Samples of a lap take time for
+every scan; so do the images to start from, after their regularisation was chosen, which takes the same time whatever
+the number of scans. Short runs on few scans and on some more tell the two apart. Only ratios of times count, which
 other programs on the machine change little. What the training really took is in its row.
 """
 
@@ -32,16 +35,16 @@ class Cost(NamedTuple):
 
 
 def planned_images(
-    probe: Path, few: int, scans: int, options: dict[str, Any], budget: int, earlier: float = 0.0
+    probes: dict[int, Path], scans: int, options: dict[str, Any], budget: int, earlier: float = 0.0
 ) -> int:
     """Images that a method may see.
 
     Parameters
     ----------
-    probe
-        A store of a few of the scans, with references.
-    few, scans
-        Their number, and that of all.
+    probes
+        Stores of few of the scans and of some more, with references, by their numbers of scans.
+    scans
+        The number of all.
     options
         Those of the training, but for its store, folder and images.
     budget
@@ -52,19 +55,30 @@ def planned_images(
     if options.get("method") == "oracle":
         return budget
     bare = {name: value for name, value in options.items() if name not in ("start_from", "clean")}
-    runs = [(_cost(probe, {**bare, "method": "oracle"}), _cost(probe, options)) for _ in range(REPEATS)]
-    oracle, own = (Cost(*map(min, zip(*costs, strict=True))) for costs in zip(*runs, strict=True))
-    images = budget
-    for _ in range(10):  # of how many images depends how many laps there are
-        config = TrainConfig(store=probe, out=probe, **{**options, "images": images})
+    few, more = sorted(probes)
+    runs = [
+        (_cost(probes[more], {**bare, "method": "oracle"}), _cost(probes[more], options), _cost(probes[few], options))
+        for _ in range(REPEATS)
+    ]
+    oracle, own, least = (Cost(*map(min, zip(*costs, strict=True))) for costs in zip(*runs, strict=True))
+    each = max(own.start - least.start, 0.0) / (more - few)
+    before = earlier + max(own.start - more * each, 0.0) + scans * each
+
+    def seconds(images: int) -> float:
+        config = TrainConfig(store=probes[more], out=probes[more], **{**options, "images": images})
         laps = sum(len(lap_scans(config, scans, lap)) for lap in range(lap_count(config)) if config.method == "em")
-        before = earlier + (scans * own.start + laps * own.lap) / few
-        images = max(int((budget * oracle.image - before) / own.image) // config.batch * config.batch, 1)
-    if images < FIRST:
+        return before + laps * own.lap / more + images * own.image
+
+    batch = TrainConfig(store=probes[more], out=probes[more], **options).batch
+    fits, beyond = 0, 1 + int(budget * oracle.image / own.image / batch)  # steps
+    while beyond - fits > 1:
+        middle = (fits + beyond) // 2
+        fits, beyond = (middle, beyond) if seconds(middle * batch) <= budget * oracle.image else (fits, middle)
+    if fits * batch < FIRST:
         raise SystemExit(
             f"error: a budget of {budget} is too little: what goes before takes the time of {before / oracle.image:.0f}"
         )
-    return images
+    return fits * batch
 
 
 def _cost(probe: Path, options: dict[str, Any]) -> Cost:

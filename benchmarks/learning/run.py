@@ -28,7 +28,7 @@ from ambient_sci.prior import Prior
 from benchmarks.learning.budget import planned_images
 from benchmarks.learning.clean import clean
 from benchmarks.learning.drawn import can_sample, drawn_scores
-from benchmarks.learning.tasks import PROBE, TASKS, Frozen, Task, freeze
+from benchmarks.learning.tasks import TASKS, Frozen, Task, freeze
 
 __all__ = ["CLASSICAL", "LEARNED", "classical_row", "learned_row", "record"]
 
@@ -88,7 +88,7 @@ def learned_row(
     if (run / "config.json").exists():
         config = TrainConfig.from_json((run / "config.json").read_text())
     else:
-        images = planned_images(frozen.probe, PROBE, len(open_store(frozen.train)), every, budget, earlier)
+        images = planned_images(frozen.probes, len(open_store(frozen.train)), every, budget, earlier)
         config = TrainConfig(
             store=frozen.clean if method in CLEAN else frozen.train, out=run, images=images, checkpoint=4096, **every
         )

@@ -4,7 +4,7 @@ A task's folder holds
 
 =================== ===========================================================================================
 ``train.zarr``      measurements to learn from, without references: all that a method without clean images is given
-``probe.zarr``      the first 64 of them, to time a method on
+``probe-N.zarr``    the first 16, and the first 64, of them with references, to time a method on
 ``clean.zarr``      the same measurements with references: for the oracle, and for the few clean images of a mixture
 ``tuning.zarr``     scans with references, on which classical methods are tuned; none of them is scored
 ``test.zarr``       scans with references, which are scored
@@ -38,7 +38,7 @@ from benchmarks.learning.radio import snapshots
 
 Images = NDArray[Any]
 SEED = 20261126  # of the measurements; seeds of rows are those of training and sampling
-PROBE = 64  # scans to time a method on
+PROBES = 16, 64  # scans to time a method on
 PARTS = ("train", "tuning", "test")
 
 
@@ -92,9 +92,9 @@ class Frozen:
         return self._part("train")
 
     @property
-    def probe(self) -> Path:
-        """A few of the scans, with references so that every method can be timed on them."""
-        return self.folder / "probe.zarr"
+    def probes(self) -> dict[int, Path]:
+        """Few of the scans, and some more, with references so that every method can be timed on them."""
+        return {count: self.folder / f"probe-{count}.zarr" for count in PROBES}
 
     @property
     def clean(self) -> Path:
@@ -137,16 +137,16 @@ def freeze(task: Task, data: Path, out: Path, scans: int | None = None) -> Froze
             some = getattr(images(), part)
             if part == "train":
                 task.measure(some, folder / "train.zarr", False, SEED)
-                task.measure(some[:PROBE], folder / "probe.zarr", True, SEED)
                 task.measure(some, folder / "clean.zarr", True, SEED)
             else:
                 task.measure(some, folder / f"{part}.zarr", True, SEED + number)
         fingerprints = {part: open_store(folder / f"{part}.zarr").fingerprint for part in PARTS}
         mark.write_text(json.dumps(fingerprints, indent=2) + "\n")
     frozen = Frozen(task, folder, scans)
-    for path, references in ((frozen.train, False), (frozen.clean, True)):
+    parts = [(frozen.train, scans, False), (frozen.clean, scans, True)]
+    for path, count, references in [*parts, *((path, count, True) for count, path in frozen.probes.items())]:
         if not path.exists():  # streams go by the number of the scan: a part of them is measured as all of them were
-            task.measure(images().train[:scans], path, references, SEED)
+            task.measure(images().train[:count], path, references, SEED)
     return frozen
 
 

@@ -292,23 +292,29 @@ def test_all_methods_have_the_time_of_the_oracle(monkeypatch: pytest.MonkeyPatch
     """Images, starts and laps of a plan together take as long as the oracle's images, and hardly less."""
     monkeypatch.syspath_prepend(str(ROOT))
     budget = importlib.import_module("benchmarks.learning.budget")
-    costs = {"oracle": budget.Cost(1.0, 7.0, 0.0), "em": budget.Cost(1.1, 4.0, 20.0)}
+    few, more, scans, wanted = 8, 32, 320, 60_000
+    probes = {few: tmp_path / "few", more: tmp_path / "more"}
+    choice, start = 3.0, 0.25  # seconds once, and for each scan
 
     def cost(probe: Path, options: dict[str, Any]) -> Any:
         if options["method"] == "oracle":  # is another kind of network, and has clean images anyway
             assert not {"start_from", "clean"} & set(options)
-        return costs[options["method"]]
+            return budget.Cost(1.0, 7.0, 0.0)
+        (count,) = (count for count, path in probes.items() if path == probe)
+        return budget.Cost(1.1, choice + start * count, 0.6 * count)
 
     monkeypatch.setattr(budget, "_cost", cost)
-    few, scans, wanted = 32, 320, 60_000
     options: dict[str, Any] = {"method": "em", "batch": 8, "start_from": tmp_path, "clean": tmp_path, "sigma_data": 0.3}
-    images = budget.planned_images(tmp_path, few, scans, options, wanted)
-    config = TrainConfig(store=tmp_path, out=tmp_path, images=images, **options)
-    laps = sum(len(lap_scans(config, scans, lap)) for lap in range(lap_count(config)))
-    seconds = 1.1 * images + 4.0 * scans / few + 20.0 * laps / few
-    assert wanted - 1.1 * 8 - 20.0 * scans / few < seconds <= wanted + 20.0 * scans / few
-    assert budget.planned_images(tmp_path, few, scans, {**options, "method": "oracle"}, wanted) == wanted
-    after = budget.planned_images(tmp_path, few, scans, options, wanted, 20_000.0)
-    assert after == budget.planned_images(tmp_path, few, scans, options, wanted - 20_000)
+
+    def seconds(images: int) -> float:
+        config = TrainConfig(store=tmp_path, out=tmp_path, images=images, **options)
+        laps = sum(len(lap_scans(config, scans, lap)) for lap in range(lap_count(config)))
+        return 1.1 * images + choice + start * scans + 0.6 * laps
+
+    images = budget.planned_images(probes, scans, options, wanted)
+    assert seconds(images) <= wanted < seconds(images + 8)
+    assert budget.planned_images(probes, scans, {**options, "method": "oracle"}, wanted) == wanted
+    after = budget.planned_images(probes, scans, options, wanted, 20_000.0)
+    assert after == budget.planned_images(probes, scans, options, wanted - 20_000)
     with pytest.raises(SystemExit, match="a budget of 600 is too little"):
-        budget.planned_images(tmp_path, few, scans, options, 600)
+        budget.planned_images(probes, scans, options, 600)
