@@ -23,19 +23,20 @@ their variance and more, lap after lap, and multistep ones nothing, with an exac
 still poor it is the other way round that helps: what its noise leaves in the samples, Euler steps take away. So laps
 of the first half take Euler steps, and those of the second half multistep ones.
 
-Expectation-maximisation gains in each lap a part of what is left to gain, in the same direction. So samples are drawn
-under weights a little further along, where the last lap was going (over-relaxation; Salakhutdinov and Roweis 2003,
-ICML):
+Expectation-maximisation gains in each lap a part of what is left to gain, in much the same direction. So samples are
+drawn under weights further along, where the last lap was going (over-relaxation; Salakhutdinov and Roweis 2003, ICML),
 
 .. math:: \theta' = \bar\theta_k + \omega \, (\bar\theta_k - \bar\theta_{k-1})
 
-with :math:`\bar\theta_k` the averaged weights at lap :math:`k`. It costs nothing, where another lap costs thousands of
-images.
+with :math:`\bar\theta_k` the averaged weights at lap :math:`k`. That costs next to nothing, where a lap costs thousands
+of images. How far networks can be extrapolated differs: :math:`\omega` is halved until they denoise the images at hand
+nearly as well as before.
 """
 
 import copy
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,21 +47,27 @@ from ambient_sci.config import TrainConfig
 from ambient_sci.datasets.store import Store
 from ambient_sci.distributed import share_out
 from ambient_sci.errors import ConfigError
-from ambient_sci.measurement import Measurement
+from ambient_sci.measurement import Measurement, randn_like
 from ambient_sci.methods.base import ImageLearner
-from ambient_sci.methods.starts import chunks_of, every_scan, starting_images
+from ambient_sci.methods.starts import CHUNK, chunks_of, every_scan, starting_images
+from ambient_sci.objectives import denoising_loss
 from ambient_sci.posterior.ambient import AmbientDenoiser, restore
 from ambient_sci.posterior.draw import draw_posterior
 from ambient_sci.prior import Prior, load_prior
 from ambient_sci.sample import Solver
-from ambient_sci.seeding import rng_for
+from ambient_sci.schedule import training_levels
+from ambient_sci.seeding import rng_for, stream
 from ambient_sci.warm_start import earlier_options
 
-__all__ = ["EMLearner", "lap_count", "lap_scans", "lap_starts", "posterior_images"]
+__all__ = ["EMLearner", "lap_count", "lap_scans", "lap_starts", "posterior_images", "relaxed"]
 
 LAP = 6000  # images: a network takes so many to follow samples that have changed
 FEWEST = 32  # scans of a lap
 PREVIOUS = "previous."  # before the names of weights in a checkpoint
+JUDGED = 256  # images on which weights ahead of the average are tried
+WORSE = 1.1  # times the loss that they may have
+HALVINGS = 4  # of the step ahead that are tried
+_RELAXED = 0x6D  # purpose of a stream
 FINEST = 0.03  # level of noise below which few steps are better not spent
 
 
@@ -88,7 +95,7 @@ class EMLearner(ImageLearner):
         super().prepare(seen, prior)
         while self.drawn < len(self.starts) and seen >= self.starts[self.drawn]:
             assert self.images is not None
-            ahead = relaxed(prior, self.previous)
+            ahead = relaxed(prior, self.previous, self.images)
             self.images = posterior_images(ahead, self.store, self.images, self.drawn, self.progress)
             self.previous = {name: value.cpu().clone() for name, value in prior.denoiser.state_dict().items()}
             self.drawn += 1
@@ -148,17 +155,38 @@ def lap_scans(config: TrainConfig, count: int, lap: int) -> NDArray[np.int64]:
     return np.sort(order.take(range(first, first + some), mode="wrap"))
 
 
-def relaxed(prior: Prior, previous: dict[str, Tensor]) -> Prior:
-    """Take the prior further along the way that it went since it had the ``previous`` weights, if there are any."""
-    omega = prior.config.em_relaxation
-    if not previous or omega == 0:
+def relaxed(prior: Prior, previous: dict[str, Tensor], images: Tensor) -> Prior:
+    """Take the prior further along the way that it went since it had the ``previous`` weights, if there are any.
+
+    Parameters
+    ----------
+    prior
+        With the averaged weights of now; as it is returned if no step ahead denoises well.
+    previous
+        Those at the last lap.
+    images
+        Images that it learns from, some of which it has to denoise nearly as well as before.
+    """
+    if not previous or prior.config.em_relaxation == 0:
         return prior
-    ahead = copy.deepcopy(prior.denoiser)
-    with torch.no_grad():
-        for name, value in ahead.state_dict().items():
-            if value.is_floating_point():
-                value.add_(value - previous[name].to(value.device), alpha=omega)
-    return dataclasses.replace(prior, denoiser=ahead)
+    ahead, now = copy.deepcopy(prior.denoiser), prior.denoiser.state_dict()
+    generator = stream(prior.config.seed, _RELAXED)
+    some = images[rng_for(prior.config.seed, _RELAXED).permutation(len(images))[:JUDGED]].to(prior.device)
+    sigma = training_levels(len(some), prior.sigma_data, generator).to(prior.device)
+    noise = randn_like(some, generator)
+
+    def loss(denoiser: Any) -> float:
+        with torch.no_grad():
+            parts = zip(some.split(CHUNK), sigma.split(CHUNK), noise.split(CHUNK), strict=True)
+            return float(torch.cat([denoising_loss(denoiser, x, s, prior.sigma_data, n) for x, s, n in parts]).mean())
+
+    allowed, omega = WORSE * loss(prior.denoiser), prior.config.em_relaxation
+    for _ in range(HALVINGS):
+        ahead.load_state_dict({name: value + omega * (value - previous[name].to(value)) for name, value in now.items()})
+        if loss(ahead) <= allowed:
+            return dataclasses.replace(prior, denoiser=ahead)
+        omega /= 2
+    return prior
 
 
 def posterior_images(prior: Prior, store: Store, images: Tensor, lap: int, progress: bool) -> Tensor:
