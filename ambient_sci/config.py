@@ -98,7 +98,7 @@ class TrainConfig(BaseModel):
         description="em: euler narrows samples, multistep widens those of a poor prior; mixed: one, then the other",
     )
     em_relaxation: float = Field(
-        0.0, ge=0, description="em: how far ahead of itself a lap takes the prior, at most, in steps of the last lap"
+        1.0, ge=0, description="em: how far ahead of itself a lap takes the prior, at most, in steps of the last lap"
     )
     em_iterations: int = Field(2, ge=1, description="em: conjugate gradient iterations of the posterior samples")
 

@@ -95,7 +95,11 @@ class EMLearner(ImageLearner):
         super().prepare(seen, prior)
         while self.drawn < len(self.starts) and seen >= self.starts[self.drawn]:
             assert self.images is not None
-            ahead = relaxed(prior, self.previous, self.images)
+            # what a lap of the other solver changed goes no further by itself
+            steady = self.drawn < 2 or lap_solver(self.config, self.drawn - 1) == lap_solver(
+                self.config, self.drawn - 2
+            )
+            ahead = relaxed(prior, self.previous, self.images) if steady else prior
             self.images = posterior_images(ahead, self.store, self.images, self.drawn, self.progress)
             self.previous = {name: value.cpu().clone() for name, value in prior.denoiser.state_dict().items()}
             self.drawn += 1
@@ -155,6 +159,13 @@ def lap_scans(config: TrainConfig, count: int, lap: int) -> NDArray[np.int64]:
     return np.sort(order.take(range(first, first + some), mode="wrap"))
 
 
+def lap_solver(config: TrainConfig, lap: int) -> Solver:
+    """Tell by which sampler the samples of a lap are drawn."""
+    if config.em_solver != "mixed":
+        return config.em_solver
+    return "multistep" if 2 * (lap + 1) > lap_count(config) else "euler"
+
+
 def relaxed(prior: Prior, previous: dict[str, Tensor], images: Tensor) -> Prior:
     """Take the prior further along the way that it went since it had the ``previous`` weights, if there are any.
 
@@ -195,10 +206,7 @@ def posterior_images(prior: Prior, store: Store, images: Tensor, lap: int, progr
     Noise of a moderate level is added to the images that there are, and taken away again given the scan: a step of a
     Markov chain whose stationary law is the posterior, at a fraction of the cost of starting from noise alone.
     """
-    config = prior.config
-    laps = lap_count(config)
-    late = 2 * (lap + 1) > laps
-    solver: Solver = ("multistep" if late else "euler") if config.em_solver == "mixed" else config.em_solver
+    config, solver = prior.config, lap_solver(prior.config, lap)
 
     def draw(m: Measurement) -> Tensor:
         drawn = draw_posterior(
@@ -215,7 +223,7 @@ def posterior_images(prior: Prior, store: Store, images: Tensor, lap: int, progr
         )
         return drawn[:, 0].cpu()
 
-    label = f"lap {lap + 1} of {laps}: posterior samples"
+    label = f"lap {lap + 1} of {lap_count(config)}: posterior samples"
     chunks = list(chunks_of(store, lap_scans(config, len(store), lap)))
     renewed = images.clone()  # a lap that is interrupted has not begun
     share_out(chunks, lambda scans: draw(store.read(scans)), renewed, label if progress else None)
