@@ -2,11 +2,14 @@
 
 import importlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from ambient_sci.measurement import randn_like
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,10 +50,30 @@ def test_exact_methods_have_no_error(benchmark: Any) -> None:
         wrong = benchmark.measure("x", case, benchmark.Method("dps", 4), 2000)
     assert max(row[name] for name in ("mean_error", "std_error", "cov_error")) < 0.03
     assert row["sliced"] < 1.3 * row["sliced_floor"]
+    assert row["c2st"] == pytest.approx(0.5, abs=0.03)
+    assert row["c2st_floor"] == pytest.approx(0.5, abs=0.03)
     assert wrong["mean_error"] == pytest.approx(0.2, abs=0.02)
     assert wrong["std_error"] == pytest.approx(0.2, abs=0.02)
     assert wrong["cov_error"] == pytest.approx(0.44, abs=0.05)
     assert wrong["sliced"] > 2 * wrong["sliced_floor"]
+    assert wrong["c2st"] > 0.8
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_classifier_is_as_good_as_the_best_one(benchmark: Any, dtype: torch.dtype) -> None:
+    """Gaussians of one law, of two means, and of two spreads, for which the best classifier's accuracy is known."""
+    g, normal = torch.Generator().manual_seed(0), torch.distributions.Normal(0.0, 1.0)
+    a, b = randn_like(torch.zeros(2, 4000, 4, dtype=dtype), g)
+    shift = torch.zeros(4, dtype=dtype)
+    assert benchmark.c2st(a, b) == pytest.approx(0.5, abs=0.02)
+    shift[1] = 1.5
+    half = float(normal.cdf(torch.tensor(1.5 / 2)))  # the boundary is half way
+    assert benchmark.c2st(a + shift, b) == pytest.approx(half, abs=0.01)
+    # densities of N(0, 1) and N(0, s^2) are equal at x^2 = 2 log(s) / (1 - s^-2)
+    s, alone = 3.0, (a[:, 0].real[:, None], b[:, 0].real[:, None])
+    edge = torch.tensor(2 * math.log(s) / (1 - s**-2)).sqrt()
+    inside = [float(2 * normal.cdf(x) - 1) for x in (edge, edge / s)]
+    assert benchmark.c2st(alone[0], s * alone[1]) == pytest.approx((inside[0] + 1 - inside[1]) / 2, abs=0.01)
 
 
 def test_rows_and_table(benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
