@@ -54,10 +54,22 @@ from ambient_sci.schedule import edm_levels
 from ambient_sci.seeding import stream
 from benchmarks.learning.laws import LAWS, SIZE
 
-__all__ = ["CASES", "METHODS", "Case", "Method", "affine_moments", "c2st", "measure", "small_case", "table"]
+__all__ = [
+    "CASES",
+    "METHODS",
+    "Case",
+    "Method",
+    "affine_moments",
+    "c2st",
+    "measure",
+    "scores",
+    "sliced",
+    "small_case",
+    "table",
+    "write",
+]
 
 ROOT = Path(__file__).parent
-MARKERS = ("<!-- posterior -->\n", "<!-- /posterior -->")
 CONVERGED, TOLERANCE = 64, 1e-4
 TOP, FINEST = 20.0, 0.02  # in units of sigma_data
 GUESSED = 16  # particles
@@ -324,16 +336,25 @@ def draws(case: Case, method: Method, count: int) -> Tensor:
 
 def measure(name: str, case: Case, method: Method, count: int) -> dict[str, Any]:
     """One row of the results."""
-    mean, variance, covariance = case.moments()
     exactly = method.cg == CONVERGED
     start, times = time.process_time(), count // 8 if exactly else count
     drawn = draws(case, method, times)
     seconds = (time.process_time() - start) / times
-    second = None
+    found = None
     if exactly:
-        found, second = affine_moments(case, method)
-        spread, chance = second.diagonal().real, 0.0
-        drawn = found + randn_like(found.expand(count, -1).contiguous(), stream(4)) @ _root(second).mT
+        found = affine_moments(case, method)
+        drawn = found[0] + randn_like(found[0].expand(count, -1).contiguous(), stream(4)) @ _root(found[1]).mT
+    row = {"case": name, "method": method.label, "steps": method.steps, "cg": method.cg, "seconds": round(seconds, 5)}
+    return row | scores(case, drawn, found)
+
+
+def scores(case: Case, drawn: Tensor, moments: tuple[Tensor, Tensor] | None = None) -> dict[str, float]:
+    """Errors of draws in coordinates ``(count, n)``, or of mean and covariance if these are known without chance."""
+    mean, variance, covariance = case.moments()
+    count, second = len(drawn), None
+    if moments is not None:
+        (found, second), chance = moments, 0.0
+        spread = second.diagonal().real
     else:
         found, chance = drawn.mean(0), 1.0
         off = drawn - found
@@ -342,13 +363,8 @@ def measure(name: str, case: Case, method: Method, count: int) -> dict[str, Any]
             second = off.mT @ off.conj() / (count - 1) / case.parts
     total, own = float(variance.sum()), chance / count
     row = {
-        "case": name,
-        "method": method.label,
-        "steps": method.steps,
-        "cg": method.cg,
         "mean_error": _beyond(found - mean, mean, own * total * case.parts),
         "std_error": _beyond(spread.sqrt() - variance.sqrt(), variance.sqrt(), own * total / 2 / case.parts),
-        "seconds": round(seconds, 5),
     }
     if covariance is not None and second is not None:
         by_chance = own * (total**2 + float(covariance.abs().square().sum())) / case.parts
@@ -357,7 +373,7 @@ def measure(name: str, case: Case, method: Method, count: int) -> dict[str, Any]
         apart = case.shares(drawn) - case.shares(case.draw(20_000, stream(8)))
         row["weight_error"] = round(float(apart.abs().sum()) / 2, 4)
     exact, others = case.draw(count, stream(6)), case.draw(count, stream(7))
-    row["sliced"], row["sliced_floor"] = _sliced(drawn, exact), _sliced(others, exact)
+    row["sliced"], row["sliced_floor"] = sliced(drawn, exact), sliced(others, exact)
     if covariance is not None:
         inverse = torch.linalg.inv(torch.linalg.cholesky(covariance))
         drawn, exact, others = ((x - mean) @ inverse.mT for x in (drawn, exact, others))
@@ -371,7 +387,7 @@ def _beyond(error: Tensor, exact: Tensor, by_chance: float) -> float:
     return round(math.sqrt(max(square, 0.0) / float(exact.abs().square().sum())), 4)
 
 
-def _sliced(a: Tensor, b: Tensor, directions: int = 128) -> float:
+def sliced(a: Tensor, b: Tensor, directions: int = 128) -> float:
     """Sliced Wasserstein distance of two sets of as many draws, in units of the spread of the second."""
     a, b = _real(a), _real(b)
     onto = randn_like(a.new_zeros(a.shape[1], directions), stream(9))
@@ -429,12 +445,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def write(text: str, readme: Path) -> None:
+def write(text: str, readme: Path, section: str = "posterior") -> None:
     """Put the table between the markers of a Markdown file."""
-    before, opening, rest = readme.read_text().partition(MARKERS[0])
-    _, closing, after = rest.partition(MARKERS[1])
+    first, last = f"<!-- {section} -->", f"<!-- /{section} -->"
+    before, opening, rest = readme.read_text().partition(first + "\n")
+    _, closing, after = rest.partition(last)
     if not opening or not closing:
-        raise SystemExit(f"error: {readme} lacks the markers {' and '.join(marker.strip() for marker in MARKERS)}")
+        raise SystemExit(f"error: {readme} lacks the markers {first} and {last}")
     with replacing(readme) as partial:
         partial.write_text(before + opening + text + closing + after)
 

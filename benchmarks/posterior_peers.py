@@ -1,0 +1,449 @@
+r"""Posterior samplers of deepinv and azula beside ours, where the posterior is known.
+
+``python -m benchmarks.posterior_peers``: all sample the same scans of `benchmarks.posterior` with the same exact
+denoiser, and are scored by the same code. Peers see the scan in the units that they expect, images from 0 to 1
+(deepinv) or -1 to 1 (azula):
+
+.. math:: x = c + a v, \quad y_v = (y - A c) / a, \quad \sigma_v = \sigma / a, \quad
+          D_v(v, s) = (D(c + a v, a s) - c) / a
+
+with the range :math:`[c, c + a]` (or :math:`c \pm a`) of 4096 images of the law, so that what they clip is hardly ever
+met. azula's :math:`x_t = \alpha_t v + \sigma_t n` is denoised as :math:`D_v(x_t / \alpha_t, \sigma_t / \alpha_t)`.
+
+A budget is of passes through the denoiser, forward or backward, for each image: a product with its Jacobian costs one.
+Every method has the settings among those listed here that did best (by ``sliced``) on 128 other samples, and takes as
+many steps as the budget has room for. They run one after the other on one thread. What counts:
+
+- **as accurate**: the sliced distance of ours is at most that of the best peer with this budget, or at most 1.1 times
+  that of as many exact draws, from which none can be told apart then,
+- **as fast**: our fastest row that is at least as accurate as deepinv's DPS of 1000 steps takes at most half its time.
+
+Peers that are not installed have their line all the same, and targets that are about them are not judged.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ambient_sci.checkpoint import replacing
+from ambient_sci.denoise import Denoiser
+from ambient_sci.measurement import randn_like
+from ambient_sci.posterior import MMPS
+from ambient_sci.sample import sample
+from ambient_sci.seeding import stream
+from benchmarks.learning.laws import LAWS
+from benchmarks.operators import installed_version, machine_description
+from benchmarks.posterior import CASES, ROOT, Case, scores, sliced, write
+
+__all__ = ["SAMPLERS", "Counted", "Sampler", "Scaled", "table", "verdicts"]
+
+SHOWN = ("gaussian-mask-0.03", "gaussian-rows-0.03", "mixture-mask-0.3")
+BUDGETS, LEAST = (32, 100, 1000), 12
+REFERENCE, REFERENCE_STEPS = "deepinv, DPS", 1000
+OURS = "ambient-sci, MMPS"
+TUNING = 128  # samples
+CHANCE, TIMES = 1.1, 2.0  # of the distance of exact draws; as fast
+SCHEDULES = ("VP", "Rectified", "VE")  # of azula: the default, that of its tutorials, and one as ours
+PACKAGES = ("torch", "deepinv", "azula")
+
+
+class Counted(Denoiser):
+    """A denoiser that counts passes through it, forward and backward."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.denoiser, self.passes = denoiser, 0
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Denoise; see `Denoiser`."""
+        self._count()
+        mean: Tensor = self.denoiser(x, sigma)
+        if mean.requires_grad:
+            mean.register_hook(self._count)
+        return mean
+
+    def _count(self, gradient: Tensor | None = None) -> None:
+        self.passes += 1
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """As many copies of a scan, with images :math:`v` for which :math:`x = c + a v`.
+
+    Parameters
+    ----------
+    case, count
+        Which scan, and how many samples of it.
+    prior
+        Denoiser of :math:`x`.
+    origin, unit
+        :math:`c` and :math:`a`.
+    """
+
+    case: Case
+    count: int
+    prior: Counted
+    origin: float = 0.0
+    unit: float = 1.0
+
+    @property
+    def matrix(self) -> Tensor:
+        """Of the operator, ``(m, n)``."""
+        matrix: Tensor = self.case.measurement.operator.parameters["matrix"][0]
+        return matrix
+
+    @property
+    def y(self) -> Tensor:
+        """Measurements of :math:`v`, ``(count, m)``."""
+        y = (self.case.measurement.y - self.origin * self.matrix.sum(1)) / self.unit
+        return y.expand(self.count, -1)
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of their noise."""
+        return float(self.case.measurement.noise_std.max()) / self.unit
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a batch of images."""
+        return self.count, *self.case.shape
+
+    @property
+    def mask(self) -> Tensor | None:
+        """What is measured of an image, if that is pixels alone."""
+        pixels = bool(((self.matrix == 0) | (self.matrix == 1)).all()) and bool((self.matrix.sum(1) == 1).all())
+        mask: Tensor = self.matrix.sum(0).reshape(self.case.shape)
+        return mask if pixels else None
+
+    def apply(self, v: Tensor) -> Tensor:
+        """Measure images of any shape, ``(count, m)``."""
+        return v.flatten(1).to(self.matrix) @ self.matrix.mT
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Back to images."""
+        images: Tensor = (y.to(self.matrix) @ self.matrix).reshape(-1, *self.case.shape)
+        return images
+
+    def denoise(self, v: Tensor, sigma: Tensor | float) -> Tensor:
+        """Denoise images ``(count, ...)`` at one noise level."""
+        x = self.origin + self.unit * v.reshape(-1, *self.case.shape).to(self.case.dtype)
+        level = self.unit * torch.as_tensor(sigma, dtype=x.dtype).reshape(1).expand(len(x))
+        denoised: Tensor = (self.prior(x, level) - self.origin) / self.unit
+        return denoised.reshape(v.shape).to(v.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------- samplers
+
+
+def mmps(scan: Scaled, steps: int, cg: int, eta: float) -> Tensor:
+    """Ours, multistep; solves of many iterations end at 3% of the first residual."""
+    g, like = stream(4, scan.count), torch.zeros(scan.shape, dtype=scan.case.dtype)
+    posterior = MMPS(scan.prior, scan.case.measurement.repeat(scan.count), cg, 0.03 if cg >= 10 else 0.0)
+    return sample(posterior, lambda k: randn_like(like, g), scan.case.levels(steps), "multistep", eta)
+
+
+def _deepinv(scan: Scaled) -> tuple[Any, Any, Tensor]:
+    """Denoiser, physics and measurements; masks as the kind of their own that deepinv has."""
+    deepinv = importlib.import_module("deepinv")
+
+    class Exact(deepinv.models.Denoiser):  # type: ignore[misc, name-defined]
+        def forward(self, x: Tensor, sigma: Tensor | float, *args: Any, **kwargs: Any) -> Tensor:
+            return scan.denoise(x, sigma)
+
+    noise = deepinv.physics.GaussianNoise(scan.noise)
+    if scan.mask is None:
+        return Exact(), deepinv.physics.LinearPhysics(A=scan.apply, A_adjoint=scan.adjoint, noise_model=noise), scan.y
+    physics = deepinv.physics.Inpainting(img_size=scan.case.shape, mask=scan.mask, noise_model=noise)
+    return Exact(), physics, scan.adjoint(scan.y)
+
+
+def deepinv_dps(scan: Scaled, steps: int, **setting: Any) -> Tensor:
+    """`deepinv.sampling.DPS`: at its last time it denoises once more (VE) or not at all (VP)."""
+    denoiser, physics, y = _deepinv(scan)
+    times = steps + (setting["schedule"] == "vp")
+    model = importlib.import_module("deepinv").sampling.DPS(denoiser, num_steps=times, **setting)
+    drawn: Tensor = model(y, physics, x_init=scan.shape)
+    return drawn
+
+
+def deepinv_diffpir(scan: Scaled, steps: int, **setting: Any) -> Tensor:
+    """`deepinv.sampling.DiffPIR`."""
+    deepinv = importlib.import_module("deepinv")
+    denoiser, physics, y = _deepinv(scan)
+    fidelity = deepinv.optim.data_fidelity.L2()
+    drawn: Tensor = deepinv.sampling.DiffPIR(denoiser, fidelity, scan.noise, max_iter=steps, **setting)(y, physics)
+    return drawn
+
+
+def deepinv_ddrm(scan: Scaled, steps: int, levels: str, **setting: Any) -> Tensor:
+    """`deepinv.sampling.DDRM`, with noise levels as in its examples or geometric ones."""
+    denoiser, physics, y = _deepinv(scan)
+    sigmas = np.linspace(1, 0, steps)
+    if levels == "geometric":
+        sigmas = np.append(np.geomspace(1, scan.noise / 3, steps - 1), 0)
+    drawn: Tensor = importlib.import_module("deepinv").sampling.DDRM(denoiser, sigmas, **setting)(y, physics)
+    return drawn
+
+
+def _azula(scan: Scaled, name: str) -> Any:
+    """Denoiser of ``(count, n)`` with one of azula's schedules, VE from our first level to our last one."""
+    denoise = importlib.import_module("azula.denoise")
+    levels = scan.case.levels(2) / scan.unit
+    ends = {"sigma_min": float(levels[-2]), "sigma_max": float(levels[0])} if name == "VE" else {}
+
+    class Exact(denoise.Denoiser):  # type: ignore[misc, name-defined]
+        schedule = getattr(importlib.import_module("azula.noise"), f"{name}Schedule")(**ends)
+
+        def forward(self, x_t: Tensor, t: Tensor, **kwargs: Any) -> Any:
+            alpha, sigma = self.schedule(t)
+            return denoise.DiracPosterior(mean=scan.denoise(x_t / alpha, sigma / alpha))
+
+    return Exact()
+
+
+def _from_azula(sampler: Any, scan: Scaled) -> Tensor:
+    start = sampler.init((scan.count, math.prod(scan.case.shape)), dtype=torch.float64)
+    drawn: Tensor = sampler(start).reshape(scan.shape)
+    return drawn
+
+
+def azula_mmps(scan: Scaled, steps: int, schedule: str, iterations: int, sampler: str, **setting: Any) -> Tensor:
+    """`azula.guidance.MMPSDenoiser`, sampled by one of azula's samplers."""
+    covariance = importlib.import_module("azula.linalg.covariance").IsotropicCovariance(scan.noise**2)
+    guidance, samplers = (importlib.import_module(f"azula.{name}") for name in ("guidance", "sample"))
+    posterior = guidance.MMPSDenoiser(_azula(scan, schedule), scan.y, scan.apply, covariance, iterations=iterations)
+    return _from_azula(getattr(samplers, sampler)(posterior, steps=steps, silent=True, **setting), scan)
+
+
+def azula_dps(scan: Scaled, steps: int, schedule: str, zeta: float) -> Tensor:
+    """`azula.guidance.DPSSampler`; it takes one norm over the batch, for which its strength is made up here."""
+    guidance, strength = importlib.import_module("azula.guidance"), zeta * math.sqrt(scan.count)
+    prior = _azula(scan, schedule)
+    return _from_azula(guidance.DPSSampler(prior, scan.y, scan.apply, strength, steps=steps, silent=True), scan)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A method of a package; ``passes`` of one step by setting, and the settings to choose from."""
+
+    name: str
+    draw: Callable[..., Tensor]
+    passes: Callable[[dict[str, Any]], int]
+    settings: tuple[dict[str, Any], ...]
+    masks: bool = field(default=False)  # alone
+
+    @property
+    def package(self) -> str:
+        """What has to be installed."""
+        return self.name.partition(",")[0].replace("-", "_")
+
+    @property
+    def installed(self) -> bool:
+        """Whether it is."""
+        return importlib.util.find_spec(self.package) is not None
+
+    def steps(self, setting: dict[str, Any], budget: int) -> int:
+        """As many as the budget has room for."""
+        return budget // self.passes(setting)
+
+
+SAMPLERS = (
+    Sampler(
+        OURS,
+        mmps,
+        lambda setting: 1 + int(setting["cg"]),
+        tuple({"cg": cg, "eta": eta} for cg in (1, 2, 3, 5, 10, 30) for eta in (0.0, 1.0)),
+    ),
+    Sampler(
+        REFERENCE,
+        deepinv_dps,
+        lambda setting: 2,
+        tuple(
+            {"schedule": schedule, "guidance": guidance, "weight": weight}
+            for schedule in ("vp", "ve")
+            for guidance, weights in (("norm", (1.0, 30.0, 100.0, 300.0)), ("annealed", (0.3, 1.0, 3.0, 10.0)))
+            for weight in weights
+        ),
+    ),
+    Sampler(
+        "deepinv, DiffPIR",
+        deepinv_diffpir,
+        lambda setting: 1,
+        tuple({"lambda_": strength, "zeta": zeta} for strength in (1.0, 3.0, 7.0, 25.0) for zeta in (0.1, 0.3, 1.0)),
+    ),
+    Sampler(
+        "deepinv, DDRM",
+        deepinv_ddrm,
+        lambda setting: 1,
+        tuple(
+            {"levels": levels, "eta": eta, "etab": etab}
+            for levels in ("linear", "geometric")
+            for eta in (0.7, 0.85, 1.0)
+            for etab in (0.5, 1.0)
+        ),
+        masks=True,
+    ),
+    Sampler(
+        "azula, MMPS",
+        azula_mmps,
+        lambda setting: 2 + int(setting["iterations"]),
+        tuple(
+            {"schedule": schedule, "iterations": iterations} | sampler
+            for schedule in SCHEDULES
+            for iterations in (1, 3, 10, 20)
+            for sampler in (
+                {"sampler": "DDIMSampler", "eta": 0.0},
+                {"sampler": "DDIMSampler", "eta": 1.0},
+                {"sampler": "zABSampler", "order": 2},
+            )
+        ),
+    ),
+    Sampler(
+        "azula, DPS",
+        azula_dps,
+        lambda setting: 2,
+        tuple({"schedule": name, "zeta": zeta} for name in SCHEDULES for zeta in (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)),
+    ),
+)
+
+
+def run(name: str, sampler: Sampler, setting: dict[str, Any], steps: int, count: int) -> tuple[Tensor, dict[str, Any]]:
+    """Draws in coordinates; steps, passes and seconds of each sample."""
+    case, law = CASES[name](), LAWS[name.partition("-")[0]].draw(4096, stream(10))
+    low, high = float(law.min()), float(law.max())
+    units = {"deepinv": (low, high - low), "azula": ((low + high) / 2, (high - low) / 2)}
+    scan = Scaled(case, count, Counted(case.denoiser), *units.get(sampler.package, (0.0, 1.0)))
+    torch.manual_seed(count)
+    start = time.process_time()
+    drawn = scan.origin + scan.unit * sampler.draw(scan, steps, **setting)
+    seconds = (time.process_time() - start) / count
+    row = {"setting": setting, "steps": steps, "passes": scan.prior.passes, "seconds": round(seconds, 6)}
+    return case.coordinates(drawn.to(case.dtype)), row
+
+
+def best(name: str, sampler: Sampler, budget: int, count: int) -> dict[str, Any]:
+    """Row of the settings that do best on other samples."""
+    row = {"case": name, "method": sampler.name, "budget": budget}
+    if not sampler.installed:
+        return row | {"missing": sampler.package}
+    case, tried = CASES[name](), []
+    exact = case.draw(TUNING, stream(11))
+    for setting in sampler.settings:
+        if (steps := sampler.steps(setting, budget)) > 3:
+            drawn, _ = run(name, sampler, setting, steps, TUNING)
+            tried.append((sliced(drawn, exact) if bool(drawn.isfinite().all()) else math.inf, steps, setting))
+    _, steps, setting = min(tried, key=lambda each: each[0])
+    drawn, own = run(name, sampler, setting, steps, count)
+    return row | own | (scores(case, drawn) if bool(drawn.isfinite().all()) else {"sliced": math.inf})
+
+
+# ------------------------------------------------------------------------------------------------------------- table
+
+
+def verdicts(rows: list[dict[str, Any]]) -> list[tuple[str, bool | None]]:
+    """Targets of one case and whether they are met; none: not judged."""
+    ours = {row["budget"]: row for row in rows if row["method"] == OURS}
+    found: list[tuple[str, bool | None]] = []
+    for budget, own in ours.items():
+        peers = [row for row in rows if row["budget"] == budget and row["method"] != OURS]
+        if any("missing" in row for row in peers):
+            found.append((f"{budget} passes, at least as accurate as the best peer", None))
+            continue
+        peer = min(peers, key=lambda row: float(row["sliced"]))
+        met = own["sliced"] <= max(peer["sliced"], CHANCE * own["sliced_floor"])
+        text = f"{budget} passes, at least as accurate as the best peer: {own['sliced']:.3f} against"
+        found.append((f"{text} {peer['sliced']:.3f} ({peer['method']})", met))
+    (slow,) = (row for row in rows if row["method"] == REFERENCE and row["budget"] not in ours)
+    text = f"{TIMES:g} times less time than {REFERENCE} of {REFERENCE_STEPS} steps for its error"
+    enough = [] if "missing" in slow else [row["seconds"] for row in ours.values() if row["sliced"] <= slow["sliced"]]
+    if enough:
+        text += f": {slow['seconds'] / min(enough):.3g} times"
+    found.append((text, None if "missing" in slow else bool(enough) and slow["seconds"] >= TIMES * min(enough)))
+    return found
+
+
+def table(results: dict[str, Any]) -> str:
+    """All rows as Markdown, cases one after the other."""
+    columns = ("mean_error", "std_error", "sliced", "c2st", "seconds")
+    forms = ("{:.1f}", "{:.1f}", "{:.3f}", "{:.3f}", "{:.3g}")
+    factors = (100, 100, 1, 1, 1000)
+    lines = []
+    for case in dict.fromkeys(row["case"] for row in results["rows"]):
+        mine = [row for row in results["rows"] if row["case"] == case]
+        lines += [
+            f"#### {case}, beside others",
+            "",
+            "| passes | method | settings | steps | mean / % | std / % | sliced | C2ST | ms a sample |",
+            "|--:|---|---|--:|--:|--:|--:|--:|--:|",
+        ]
+        for row in mine:
+            if "missing" in row:
+                lines.append(f"| {row['budget']} | {row['method']} | not installed | | | | | | |")
+                continue
+            setting = ", ".join(f"{name.strip('_')} {value}" for name, value in row["setting"].items())
+            numbers = [
+                form.format(factor * row[name]) if name in row else "diverged"
+                for name, form, factor in zip(columns, forms, factors, strict=True)
+            ]
+            cells = [row["budget"], row["method"], setting, row["steps"], *numbers]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+        floor = next(row for row in mine if "sliced_floor" in row)
+        lines += ["", f"As many exact draws: {floor['sliced_floor']:.3f} sliced, {floor['c2st_floor']:.3f} C2ST.", ""]
+        for text, met in verdicts(mine):
+            lines.append(f"- {text}: {'not judged' if met is None else 'met' if met else 'NOT met'}")
+        lines.append("")
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    return "\n".join([*lines, f"{results['samples']} samples, one thread; {versions}; {results['machine']}.", ""])
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, judge, and make the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.posterior_peers",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--cases", nargs="*", default=list(SHOWN), choices=list(CASES), metavar="CASE")
+    parser.add_argument("--budgets", nargs="*", type=int, default=list(BUDGETS), help="passes through the denoiser")
+    parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--table", action="store_true", help="make the table of what was measured, and nothing else")
+    parser.add_argument("--results", type=Path, default=ROOT / "results" / "posterior_peers.json")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    options = parser.parse_args(argv)
+    if min(options.budgets) < LEAST:
+        parser.error(f"budgets must be {LEAST} passes or more, got {min(options.budgets)}")
+    if not options.table:
+        torch.set_num_threads(1)
+        jobs = [
+            (name, sampler, budget, options.samples)
+            for name in options.cases
+            for budget in (*options.budgets, 2 * REFERENCE_STEPS)
+            for sampler in SAMPLERS
+            if budget in options.budgets or sampler.name == REFERENCE
+            if not sampler.masks or "-mask-" in name
+        ]
+        results = {
+            "samples": options.samples,
+            "machine": machine_description("cpu"),
+            "versions": {name: found for name in PACKAGES if (found := installed_version(name))},
+            "rows": [best(*job) for job in tqdm(jobs)],
+        }
+        with replacing(options.results) as partial:
+            partial.write_text(json.dumps(results, indent=1) + "\n")
+    write(table(json.loads(options.results.read_text())), options.readme, "posterior-peers")
+
+
+if __name__ == "__main__":
+    main()
