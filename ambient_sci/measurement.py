@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ambient_sci.cards import card
 from ambient_sci.errors import DataError
 from ambient_sci.operators.base import LinearOperator, collate
 
@@ -113,6 +114,19 @@ class Measurement:
         fields = (self.noise_std, self.index, self.scale)
         noise, index, scale = (value.repeat_interleave(times, 0) for value in fields)
         return Measurement(self.y.repeat_interleave(times, 0), self.operator.repeat(times), noise, index, scale)
+
+    def _repr_html_(self) -> str:
+        """Show what was measured, and the adjoint of the first scan."""
+        facts: dict[str, Any] = {
+            "scans": len(self),
+            "values": f"{list(self.y.shape)}, {self.y.dtype}",
+            "noise": f"{float(self.noise_std.min()):.3g} to {float(self.noise_std.max()):.3g}",
+            "operator": self.operator,
+        }
+        if len(self) == 0:
+            return card("Measurement", facts)
+        image = self.operator[0].adjoint(self.y[:1])[0, 0].abs()
+        return card("Measurement", facts, image, "adjoint of the first scan")
 
     def thin(self, fraction: float, generator: torch.Generator) -> "Measurement":
         """Lose further rows, as `ambient_sci.operators.LinearOperator.thin` draws them."""

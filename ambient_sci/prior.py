@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ambient_sci.cards import card
 from ambient_sci.checkpoint import load_tensors, save_tensors
 from ambient_sci.config import TrainConfig
 from ambient_sci.denoise import Denoiser, EDMDenoiser
@@ -67,6 +68,19 @@ class Prior:
     def dtype(self) -> torch.dtype:
         """Type of the images."""
         return torch.complex64 if self.is_complex else torch.float32
+
+    def _repr_html_(self) -> str:
+        """Show what it is of, and what it was learned from."""
+        weights = sum(parameter.numel() for parameter in self.denoiser.parameters())
+        facts = {
+            "method": self.config.method,
+            "images": f"{list(self.image_shape)}, {'complex' if self.is_complex else 'real'}",
+            "learned from": f"{self.images:,} images shown",
+            **{name.replace("_", " "): value for name, value in self.trained_on.items()},
+            "weights": f"{weights:,} on {self.device}",
+            "fingerprint": self.fingerprint(),
+        }
+        return card("Prior", facts)
 
     def levels(
         self, steps: int, sigma_max: float | None = None, finest: float = 0.02, schedule: Schedule = "edm"

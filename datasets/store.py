@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ambient_sci.cards import card
 from ambient_sci.datasets import schema
 from ambient_sci.datasets.containers import ArrayInfo, Container, container_type
 from ambient_sci.datasets.schema import REFERENCE, full_shape
@@ -209,6 +210,14 @@ class Store:
     def __repr__(self) -> str:
         shapes = ", ".join(_times(shape) for shape in self._image_shapes())
         return f"Store({str(self.path)!r}: {len(self)} scans, {self.kind}, images {shapes})"
+
+    def _repr_html_(self) -> str:
+        """Show what ``ambient-sci info`` says, and the adjoint of the first scan."""
+        from ambient_sci.datasets.describe import describe
+
+        m = self.read(self.groups[0].scans[:1])
+        image = m.operator.adjoint(m.y)[0, 0].abs()
+        return card("Store", describe(self).facts, image, f"adjoint of scan {int(m.index[0])}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (open_store, (self.path,)) if self._whole else (_reopen_head, (self.path, len(self)))

@@ -28,6 +28,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from ambient_sci import registry
+from ambient_sci.cards import card
 from ambient_sci.errors import DataError
 
 __all__ = ["GROUP", "LinearOperator", "OperatorSpec", "collate", "from_spec"]
@@ -265,6 +266,14 @@ class LinearOperator(ABC):
         shapes = ", ".join(f"{name}{list(value.shape)}" for name, value in self.parameters.items())
         rest = "".join(f", {name}={value!r}" for name, value in self.settings.items())
         return f"{type(self).__name__}({shapes}{rest})"
+
+    def _repr_html_(self) -> str:
+        """Show parameters, and which rows the first scan measures."""
+        rows = self.rows.flatten(0, -3)[0] if self.rows.ndim > 2 else None
+        facts: dict[str, Any] = {"scans": len(self), "measured": f"{float(self.rows.mean()):.1%} of the rows"}
+        facts |= {name: f"{list(value.shape)}, {value.dtype}" for name, value in self.parameters.items()}
+        seen = rows if rows is not None and rows.numel() > 1 else None
+        return card(type(self).__name__, facts | self.settings, seen, "measured rows of the first scan")
 
 
 class _Apply(torch.autograd.Function):
