@@ -555,6 +555,46 @@ def figure(
 
 @app.command(
     epilog=examples(
+        "ambient-sci view recon.zarr --out view.html",
+        "ambient-sci view recon.zarr --out view.html --reference scans.zarr --count 12",
+        "ambient-sci view volumes.zarr --out volume.html --count 1 --samples 2 --limit 400",
+    )
+)
+def view(
+    reconstruction: Annotated[Path, typer.Argument(help="what `reconstruct` wrote")],
+    out: Annotated[Path, typer.Option(help="HTML file to write")] = Path("view.html"),
+    reference: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="simulated store with references: show these, errors and z-scores", show_default="none"),
+    ] = None,
+    count: Annotated[int, typer.Option(help="scans to show, chosen evenly; fewer if these exceed the limit")] = 6,
+    samples: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="samples of each scan to show", show_default="all"),
+    ] = None,
+    limit: Annotated[float, typer.Option(help="size of the images in the file, in megabytes, at most")] = 50.0,
+    title: Annotated[str, typer.Option(help="heading of the page")] = "Reconstruction",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a reconstruction as one HTML file to look through: samples, mean, spread and errors.
+
+    It opens in a browser from the disk and needs no network. `?` there shows the keys.
+    """
+    from ambient_sci.datasets import open_store
+    from ambient_sci.reconstruction import open_reconstruction
+    from ambient_sci.viewer import write_viewer
+
+    if out.exists() and not overwrite:
+        raise OutputError(f"{out} already exists; choose another path or pass --overwrite")
+    store = None if reference is None else open_store(reference)
+    opened = open_reconstruction(reconstruction)
+    write_viewer(out, opened, store, count=count, samples=samples, limit=limit, title=title, progress=not quiet)
+    print(f"wrote {out}: {out.stat().st_size / 1e6:.1f} MB")
+
+
+@app.command(
+    epilog=examples(
         "ambient-sci evaluate recon.zarr --reference scans.zarr --json metrics.json --figure calibration.png"
     )
 )

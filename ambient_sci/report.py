@@ -21,7 +21,7 @@ from ambient_sci.errors import DataError, OutputError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["write_report"]
+__all__ = ["pairs_table", "write_report"]
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2327; --muted: #5b6770; --paper: #ffffff; --line: #dfe4e8; --soft: #f4f6f8;
@@ -129,7 +129,7 @@ def write_report(
         body.append(_section("figures", "Figures", drawn))
     for name, pairs in (("Settings", settings), ("Provenance", provenance)):
         if pairs:
-            body.append(_section(name.lower(), name, _pairs(name, pairs)))
+            body.append(_section(name.lower(), name, pairs_table(name, pairs)))
     page = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -203,7 +203,8 @@ def _figure(number: int, caption: str, image: "Figure | bytes") -> str:
     )
 
 
-def _pairs(name: str, pairs: Mapping[str, Any]) -> str:
+def pairs_table(name: str, pairs: Mapping[str, Any]) -> str:
+    """Lay names and values out as a table of HTML, of that name for screen readers."""
     lines = "".join(
         f'<tr><th scope="row">{escape(key)}</th><td>{escape(_text(value))}</td></tr>' for key, value in _flat(pairs)
     )

@@ -45,6 +45,21 @@ def test_every_folder_of_code_is_installed() -> None:
     assert not without, "folders without an __init__.py"
 
 
+def test_every_file_of_data_is_installed() -> None:
+    """A glob of package-data matches each file beside the code, and each glob matches some."""
+    settings = PROJECT["tool"]["setuptools"]
+    folders = {name: sources()[name].parent for name in settings["packages"]}
+    on_disk = {
+        path
+        for folder in folders.values()
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc") and "__pycache__" not in path.parts
+    }
+    installed = [set(folders[name].glob(glob)) for name, globs in settings["package-data"].items() for glob in globs]
+    assert all(installed)
+    assert set().union(*installed) == on_disk
+
+
 def test_links_show_the_folders() -> None:
     for name in FOLDERS[1:]:
         link = ROOT / "ambient_sci" / name
@@ -145,7 +160,7 @@ LINES = [
     "evaluate.metrics, evaluate.predictive, evaluate.calibration, evaluate.figures, plot, report",
     "datasets",
     "methods, warm_start, validation, runs, steps, logs, training, reconstruction, evaluate.compare, "
-    "evaluate.held_out, check",
+    "evaluate.held_out, check, viewer",
     "demo",
     "cli, cli_import",
 ]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import xarray
     from matplotlib.figure import Figure
 
-__all__ = ["Evaluation", "comparison_figure", "evaluate"]
+__all__ = ["Evaluation", "comparison_figure", "evaluate", "require_same_store"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def evaluate(reconstruction: "xarray.Dataset | xarray.DataTree", store: Store) -
     DataError
         If the reconstruction was made from another store.
     """
-    _same_store(reconstruction, store)
+    require_same_store(reconstruction, store)
     scores: dict[str, list[Any]] = {}
     inside: list[int] = []
     judge = SampleJudge()
@@ -120,7 +120,7 @@ def comparison_figure(reconstruction: "xarray.Dataset | xarray.DataTree", store:
     count
         Number of scans to show, from the first on; of its size, where scans are of several.
     """
-    _same_store(reconstruction, store)
+    require_same_store(reconstruction, store)
     dataset = datasets_of(reconstruction)[0]
     scans, places = next(iter(store.by_size(dataset["scan"].to_numpy())))
     scans, places = scans[:count], places[:count]
@@ -141,7 +141,8 @@ def comparison_figure(reconstruction: "xarray.Dataset | xarray.DataTree", store:
     return reconstruction_figure(columns, reference, std, labels=[f"scan {scan}" for scan in scans])
 
 
-def _same_store(reconstruction: "xarray.Dataset | xarray.DataTree", store: Store) -> None:
+def require_same_store(reconstruction: "xarray.Dataset | xarray.DataTree", store: Store) -> None:
+    """Refuse a reconstruction that was made from another store."""
     made_from = reconstruction.attrs.get("store")
     if made_from != store.fingerprint:
         raise DataError(

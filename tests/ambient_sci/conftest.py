@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 
 from ambient_sci.config import TrainConfig
-from ambient_sci.datasets import simulate
+from ambient_sci.datasets import open_store, simulate
+
+if TYPE_CHECKING:
+    import xarray
 
 SMALL: dict[str, Any] = {
     "images": 192,
@@ -69,3 +72,34 @@ def run_path(request: pytest.FixtureRequest, store_path: Path, tmp_path_factory:
 def one_thread() -> None:
     """Small work on many threads is slower than on one, and tests run side by side."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def posterior(store_path: Path) -> "xarray.Dataset":
+    """What reconstructing nine scans of that store could give: samples around the references, complex."""
+    import xarray
+
+    from ambient_sci.reconstruction import summarise
+    from ambient_sci.reconstruction.output import TITLE
+    from ambient_sci.reconstruction.summary import quantiles_of
+
+    store, generator = open_store(store_path), torch.Generator().manual_seed(0)
+    truth = store.references(np.arange(9))
+    shape = (9, 7, *truth.shape[1:])  # of which the first is taken for the truth
+    noise = torch.complex(*(0.05 * torch.randn(shape, generator=generator) for _ in range(2)))
+    drawn = (truth[:, None] * np.exp(0.7j) + noise[:, 1:] + noise[:, :1]).to(torch.complex64)
+    dims = ("scan", "channel", "y", "x")
+    summary = {name: value.numpy() for name, value in summarise(drawn).items()}
+    effective = summary.pop("effective_samples")
+    variables = {name: (dims, value, {"units": "arbitrary"}) for name, value in summary.items()}
+    return xarray.Dataset(
+        variables
+        | {
+            "sample": (("scan", "draw", *dims[1:]), drawn.numpy(), {"units": "arbitrary"}),
+            "quantile": (("scan", "probability", *dims[1:]), quantiles_of(drawn, (0.25, 0.75)).numpy()),
+            "residual": (("scan", "draw"), 1 + 0.01 * np.arange(54).reshape(9, 6)),
+            "effective_samples": (("scan",), effective),
+        },
+        {"scan": np.arange(9), "probability": [0.25, 0.75], "subject": ("scan", np.arange(9) // 3)},
+        {"title": TITLE, "store": store.fingerprint, "interval": 0.9, "samples": 6},
+    )
