@@ -116,6 +116,7 @@ def write_viewer(
     panels = _panels(first, shown, reference is not None, level)
     about = {
         "units": first["mean"].attrs.get("units", "arbitrary"),
+        "samples": shown,
         "level": level,
         "quantiles": "Quantiles " + ", ".join(f"{100 * p:g}%" for p in _probabilities(first)),
         "panels": panels,

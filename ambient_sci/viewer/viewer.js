@@ -5,9 +5,15 @@
 const $ = (id) => document.getElementById(id);
 const parse = (id) => JSON.parse($(id).textContent);
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
-const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 const make = (tag, parent, text = "", name = "") =>
   parent.appendChild(Object.assign(document.createElement(tag), { textContent: text, className: name }));
+
+function bytes(text) {
+  const letters = atob(text);
+  const found = new Uint8Array(letters.length);
+  for (let k = 0; k < letters.length; k++) found[k] = letters.charCodeAt(k);
+  return found;
+}
 
 const about = parse("about");
 const colours = Object.fromEntries(Object.entries(about.colours).map(([name, text]) => [name, bytes(text)]));
@@ -22,20 +28,25 @@ let scan; // what is shown of it: shape, windows, arrays
 function load() {
   const { shape, windows, arrays } = parse(`scan-${state.scan}`);
   const [channels, slices, height, width] = shape;
-  for (const packed of Object.values(arrays)) {
-    packed.codes = new Uint16Array(bytes(packed.codes).buffer); // least byte first, as in every browser's machine
-    packed.count = packed.codes.length / (channels * slices * height * width);
-  }
   scan = { channels, slices, height, width, windows, arrays };
+}
+
+/** Codes of an array, decoded when they are first asked for. */
+function codesOf(name) {
+  const packed = scan.arrays[name];
+  packed.decoded ??= new Uint16Array(bytes(packed.codes).buffer); // least byte first, as in every browser's machine
+  return packed.decoded;
 }
 
 /** Image `index` of an array, of the channel and slice that are shown; NaN where there is no value. */
 function image(name, index) {
-  const { codes, offset, scale } = scan.arrays[name];
-  const size = scan.width * scan.height;
-  const first = ((index * scan.channels + state.channel) * scan.slices + state.slice) * size;
-  const value = (code) => (code === 65535 ? NaN : offset + scale * code);
-  return Float64Array.from(codes.subarray(first, first + size), value);
+  const { offset, scale } = scan.arrays[name];
+  const codes = codesOf(name);
+  const values = new Float32Array(scan.width * scan.height);
+  const first = ((index * scan.channels + state.channel) * scan.slices + state.slice) * values.length;
+  for (let k = 0; k < values.length; k++)
+    values[k] = codes[first + k] === 65535 ? NaN : offset + scale * codes[first + k];
+  return values;
 }
 
 const indexOf = (panel) => (panel.array === "sample" ? state.sample : panel.index);
@@ -65,18 +76,19 @@ const coloursOf = (scale) => colours[scale] ?? colours.spread;
 function pixels(values, scale, over = false) {
   const canvas = Object.assign(document.createElement("canvas"), { width: scan.width, height: scan.height });
   const context = canvas.getContext("2d");
-  const data = context.createImageData(scan.width, scan.height);
+  const drawn = context.createImageData(scan.width, scan.height);
+  const { data } = drawn;
   const [low, high] = ends(scale);
   const map = coloursOf(scale);
   const zero = scale === "z" ? 0.5 : 0;
-  values.forEach((value, k) => {
-    if (Number.isNaN(value)) return;
-    const place = clamp((value - low) / (high - low || 1), 0, 1);
+  for (let k = 0; k < values.length; k++) {
+    if (Number.isNaN(values[k])) continue;
+    const place = clamp((values[k] - low) / (high - low || 1), 0, 1);
     const colour = 3 * Math.round(255 * place);
-    for (let part = 0; part < 3; part++) data.data[4 * k + part] = map[colour + part];
-    data.data[4 * k + 3] = over ? 255 * state.opacity * Math.min(1, Math.abs(place - zero) / (1 - zero)) : 255;
-  });
-  context.putImageData(data, 0, 0);
+    for (let part = 0; part < 3; part++) data[4 * k + part] = map[colour + part];
+    data[4 * k + 3] = over ? (255 * state.opacity * Math.abs(place - zero)) / (1 - zero) : 255;
+  }
+  context.putImageData(drawn, 0, 0);
   return canvas;
 }
 
@@ -106,7 +118,7 @@ function draw() {
 function detail(panel) {
   if (panel.array === "mean" && state.overlay >= 0) return `with ${about.overlays[state.overlay].title.toLowerCase()}`;
   if (panel.array !== "sample") return "";
-  return `${state.sample + 1} of ${scan.arrays.sample.count}`;
+  return `${state.sample + 1} of ${about.samples}`;
 }
 
 /** A bar of colours with numbers at its ends and in the middle. */
@@ -199,9 +211,9 @@ function number(value, digits = 4) {
 
 /** Value at the cross. */
 function at(name, index = 0) {
-  const { codes, offset, scale } = scan.arrays[name];
+  const { offset, scale } = scan.arrays[name];
   const row = ((index * scan.channels + state.channel) * scan.slices + state.slice) * scan.height + pixel("y");
-  const code = codes[row * scan.width + pixel("x")];
+  const code = codesOf(name)[row * scan.width + pixel("x")];
   return code === 65535 ? NaN : offset + scale * code;
 }
 
@@ -211,7 +223,7 @@ function read() {
   const phase = (name, index) =>
     state.part === "phase" && has(`${name}_phase`) ? `, phase ${number(at(`${name}_phase`, index), 3)} rad` : "";
   const place = [`x ${pixel("x")}`, `y ${pixel("y")}`, ...(scan.slices > 1 ? [`z ${state.slice}`] : [])];
-  const rows = [["pixel", "Pixel", place.join(", ")]];
+  const rows = [["pixel", "Pixel (from 0)", place.join(", ")]];
   const units = about.units === "arbitrary" ? "arbitrary units" : about.units;
   rows.push(["mean", `Mean ± std (${units})`, `${number(at("mean"))} ± ${number(at("std"), 3)}${phase("mean", 0)}`]);
   if (has("lower") && has("upper"))
@@ -265,7 +277,7 @@ const counts = () => ({
   scan: about.scans.length,
   channel: scan.channels,
   slice: scan.slices,
-  sample: scan.arrays.sample?.count ?? 0,
+  sample: about.samples,
 });
 
 /** Show the state in the controls, and only those that have something to choose. */
