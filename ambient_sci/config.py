@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ambient_sci.errors import ConfigError
 
-__all__ = ["EMStart", "Method", "TrainConfig"]
+__all__ = ["Adapt", "EMStart", "Method", "TrainConfig"]
 
 Method = Literal["em", "ambient", "l1-edm", "tv-edm", "ambient-gan", "naive", "oracle"]
+Adapt = Literal["full", "lora", "last"]
 EMStart = Literal["l1-wavelet", "tv", "gaussian"]
 
 
@@ -55,12 +56,29 @@ class TrainConfig(BaseModel):
     start_from: Path | None = Field(
         None, description="earlier run whose weights to begin with, or, for em, the images that it restores"
     )
+    pretrained: str | None = Field(
+        None, description="model to begin with: a folder that diffusers saved, or owner/name of one on the Hub"
+    )
+    download: bool = Field(False, description="fetch the pretrained model from the Hub if it is not here")
+    prompt: Path | None = Field(
+        None, description="pretrained: embedding of an empty text, as safetensors or npy, for a model that takes one"
+    )
+    pretrained_range: tuple[float, float] | None = Field(
+        None, description="pretrained: image values that are its black and white; 0 1, or -1 1 for complex images"
+    )
+    adapt: Adapt = Field("full", description="weights of an earlier model that learn: full, lora, last (layers)")
+    lora_rank: int = Field(16, ge=1, description="lora: rank of what is added to each matrix of weights")
     clean: Path | None = Field(None, description="store with references: a few clean images to learn from as well")
     clean_share: float = Field(0.1, gt=0, lt=1, description="chance that an image of a batch is one of the clean ones")
 
-    learning_rate: float = Field(3e-3, gt=0, description="peak learning rate of AdamW")
+    optimizer: Literal["adamw", "adamw-8bit"] = Field(
+        "adamw", description="adamw-8bit: a quarter of its memory, where bitsandbytes is installed"
+    )
+    learning_rate: float | None = Field(
+        None, gt=0, description="peak learning rate; 0.003, pretrained 0.0001, and 0.0005 for a part of the weights"
+    )
     warmup: int = Field(500, ge=0, description="images over which the learning rate rises")
-    ema: int = Field(1_000, ge=1, description="half-life of the averaged weights, in images")
+    ema: int = Field(1_000, ge=1, description="half-life of the averaged weights, in images; at most a tenth of all")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     checkpoint: int = Field(4_000, ge=1, description="images between checkpoints")
 
@@ -101,6 +119,20 @@ class TrainConfig(BaseModel):
         1.0, ge=0, description="em: how far ahead of itself a lap takes the prior, at most, in steps of the last lap"
     )
     em_iterations: int = Field(2, ge=1, description="em: conjugate gradient iterations of the posterior samples")
+
+    @property
+    def peak_rate(self) -> float:
+        """Peak learning rate, given or not."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        if self.adapt != "full":
+            return 5e-4
+        return 3e-3 if self.pretrained is None else 1e-4
+
+    @property
+    def half_life(self) -> int:
+        """Half-life of the averaged weights: one as long as the run would leave the average where the run began."""
+        return min(self.ema, max(self.images // 10, 1))
 
     @property
     def restores(self) -> bool:

@@ -20,11 +20,22 @@ from ambient_sci.errors import CheckpointError, ConfigError, NotFoundError
 from ambient_sci.network import UNet, best_precision
 from ambient_sci.operators import LinearOperator
 from ambient_sci.posterior.ambient import AmbientDenoiser, FixedMask, ReconstructionGuidance
+from ambient_sci.pretrained.denoiser import (
+    Architecture,
+    PretrainedAmbientDenoiser,
+    PretrainedDenoiser,
+    PretrainedNetwork,
+)
+from ambient_sci.pretrained.files import image_shape as shape_of
+from ambient_sci.pretrained.files import locate, pipeline_folder, read_pipeline
 from ambient_sci.sample import Solver, sample
 from ambient_sci.schedule import Schedule, spread_levels
 from ambient_sci.seeding import scan_noise, stream
 
-__all__ = ["Prior", "build_denoiser", "load_prior", "resolve_device", "saved_prior"]
+__all__ = ["Prior", "build_denoiser", "earlier_network", "load_prior", "resolve_device", "saved_prior"]
+
+# standard deviation of natural images, of the range [-1, 1] (Karras et al. 2022)
+NATURAL = 0.5
 
 
 @dataclass(frozen=True)
@@ -173,13 +184,15 @@ class Prior:
             "trained_on": self.trained_on,
             "images": self.images,
         }
+        if isinstance(self.denoiser.network, PretrainedNetwork):
+            header["architecture"] = self.denoiser.network.architecture.to_json()
         save_tensors(path, self.denoiser.state_dict(), header)
 
 
 def build_denoiser(
     config: TrainConfig, image_shape: tuple[int, ...], is_complex: bool, network: nn.Module | None = None
 ) -> Denoiser | AmbientDenoiser:
-    """Build the untrained network that a configuration asks for, around a given module if there is one."""
+    """Build the denoiser that a configuration asks for, around a given network or an untrained U-Net."""
     channels = image_shape[0] * (2 if is_complex else 1)
     if config.sigma_data is None:
         raise ConfigError("sigma_data is not known: give a number, or let `train` estimate it from a store")
@@ -189,9 +202,44 @@ def build_denoiser(
         inputs = 3 * channels if config.restores else channels
         network = UNet(inputs, channels, config.widths, config.blocks, config.patch, precision=config.precision)
     if config.restores:
-        exact = not config.noisy_objective
-        return AmbientDenoiser(network, config.sigma_data, config.consistency_steps, exact=exact)
+        ambient = PretrainedAmbientDenoiser if isinstance(network, PretrainedNetwork) else AmbientDenoiser
+        return ambient(network, config.sigma_data, config.consistency_steps, exact=not config.noisy_objective)
+    if isinstance(network, PretrainedNetwork):
+        return PretrainedDenoiser(network, config.sigma_data)
     return EDMDenoiser(network, config.sigma_data)
+
+
+def earlier_network(
+    config: TrainConfig, image_shape: tuple[int, ...], is_complex: bool, header: dict[str, Any] | None = None
+) -> PretrainedNetwork | None:
+    """Build the pretrained network that a configuration begins with, with its weights or as a header has it.
+
+    Parameters
+    ----------
+    config
+        The options. Without ``pretrained``, and without a header that has a network, there is none.
+    image_shape, is_complex
+        Images of the data.
+    header
+        Of a run's prior, whose weights are then to be loaded into it.
+    """
+    if config.pretrained is None and "architecture" not in (header or {}):
+        return None
+    if len(image_shape) != 3:
+        raise ConfigError(f"pretrained networks take 2-D images, got shape {image_shape}")
+    channels = image_shape[0] * (2 if is_complex else 1)
+    extra = 2 * channels if config.restores else 0
+    if header is not None:
+        return PretrainedNetwork(Architecture.from_json(header["architecture"]), None, extra, config.precision)
+    assert config.pretrained is not None
+    values = config.pretrained_range or _usual_range(is_complex)
+    folder = locate(config.pretrained, config.download)
+    return read_pipeline(folder, channels, values, config.prompt, extra, config.precision)
+
+
+def _usual_range(is_complex: bool) -> tuple[float, float]:
+    """Values of images in normalised units; a complex one has components of either sign."""
+    return (-1.0, 1.0) if is_complex else (0.0, 1.0)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -229,31 +277,65 @@ def saved_prior(run: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any], Tra
         raise CheckpointError(f"{path} does not fit the network that its options describe: {error}") from error
 
 
-def load_prior(run: Path | str, device: str = "auto", network: nn.Module | None = None) -> Prior:
-    """Load what `ambient_sci.train` learned.
+def load_prior(
+    run: Path | str,
+    device: str = "auto",
+    network: nn.Module | None = None,
+    *,
+    image_shape: tuple[int, ...] | None = None,
+    is_complex: bool = False,
+    pretrained_range: tuple[float, float] | None = None,
+    prompt: Path | None = None,
+    download: bool = False,
+) -> Prior:
+    """Load what `ambient_sci.train` learned, or a pretrained model as it is.
 
     Parameters
     ----------
     run
-        Folder of the run, or its ``prior.safetensors``.
+        Folder of the run, or its ``prior.safetensors``; or a folder that a pipeline of diffusers was saved to
+        (`ambient_sci.pretrained`), or the name of a model on the Hub.
     device
         Where to put it.
     network
         The module that was trained, if it was not the built-in one.
+    image_shape, is_complex
+        Of a pretrained model: images of the data, ``(channel, height, width)``, if not those that it makes.
+    pretrained_range, prompt, download
+        Of a pretrained model: see `ambient_sci.TrainConfig`. Nothing is fetched without ``download``.
 
     Raises
     ------
     NotFoundError, CheckpointError
         If there is nothing to load, or it does not fit this release.
     """
-    path, tensors, header, config = saved_prior(Path(run))
     target = resolve_device(device)
+    folder = pipeline_folder(run, download)
+    if folder is not None:
+        shape = image_shape or shape_of(folder)
+        low, high = values = pretrained_range or _usual_range(is_complex)
+        config = TrainConfig(
+            store=folder,
+            out=folder,
+            method="oracle",
+            precision=best_precision(target),
+            sigma_data=NATURAL * (high - low) / 2,
+            pretrained=str(run),
+            pretrained_range=values,
+            prompt=prompt,
+        )
+        denoiser = build_denoiser(config, shape, is_complex, earlier_network(config, shape, is_complex))
+        denoiser.to(target).eval().requires_grad_(False)
+        return Prior(denoiser, shape, is_complex, config, {"model": str(run)}, 0)
+    path, tensors, header, config = saved_prior(Path(run))
     try:
         # weights are the same in either precision: take what this device does best
         config = config.model_copy(update={"precision": best_precision(target)})
-        denoiser = build_denoiser(config, tuple(header["image_shape"]), header["is_complex"], network)
-        denoiser.load_state_dict(tensors)
         shape, trained_on, images = tuple(header["image_shape"]), header["trained_on"], int(header["images"])
+        if network is None and "architecture" in header:
+            network = earlier_network(config, shape, header["is_complex"], header)
+        denoiser = build_denoiser(config, shape, header["is_complex"], network)
+        denoiser.load_state_dict(tensors)
     except (KeyError, TypeError, RuntimeError, ConfigError) as error:
         text = str(error).splitlines()[0]
         raise CheckpointError(f"{path} does not fit the network that its options describe: {text}") from error

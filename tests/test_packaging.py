@@ -156,11 +156,12 @@ LINES = [
     "errors, registry, cards",
     "operators",
     "measurement, seeding, signals, distributed",
-    "network, denoise, schedule, sample, posterior, objectives, prior, checkpoint, config, baselines, stationary, "
+    "network, denoise, schedule, sample, posterior, objectives, pretrained, prior, checkpoint, config, "
+    "baselines, stationary, "
     "evaluate.metrics, evaluate.predictive, evaluate.calibration, evaluate.figures, plot, report",
     "datasets",
-    "methods, warm_start, validation, runs, steps, logs, training, reconstruction, evaluate.compare, "
-    "evaluate.held_out, check, viewer",
+    "methods, warm_start, validation, runs, steps, logs, finetuning, training, reconstruction, "
+    "evaluate.compare, evaluate.held_out, check, viewer",
     "demo",
     "cli, cli_import",
 ]

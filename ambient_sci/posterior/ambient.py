@@ -64,12 +64,9 @@ class AmbientDenoiser(nn.Module):
         adjoint = operator.adjoint(y)
         response = operator.gram(torch.ones_like(adjoint))
         s, d = per_image(sigma, adjoint), self.sigma_data
-        scale = torch.rsqrt(s**2 + d**2)
-        label = torch.log(sigma.clamp_min(1e-3 * d) / d) / 4
         x = adjoint
         for step in range(self.steps):
-            seen = torch.cat([as_real(x * scale), as_real(adjoint * scale), as_real(response)], 1)
-            z = (d * scale) ** 2 * x + d * as_complex(self.network(seen, label), adjoint)
+            z = self.fill_in(x, adjoint, response, sigma)
             weight = (s.clamp_min(1e-2 * d) / d) ** 2 * self.log_weight[step].exp()
             x = conjugate_gradient(
                 lambda v, weight=weight: operator.gram(v) + weight * v,  # type: ignore[misc]
@@ -78,6 +75,14 @@ class AmbientDenoiser(nn.Module):
                 iterations=self.iterations,
             )
         return x
+
+    def fill_in(self, x: Tensor, adjoint: Tensor, response: Tensor, sigma: Tensor) -> Tensor:
+        """Apply the network to the current image, seen beside the adjoint and the operator's response."""
+        s, d = per_image(sigma, adjoint), self.sigma_data
+        scale = torch.rsqrt(s**2 + d**2)
+        label = torch.log(sigma.clamp_min(1e-3 * d) / d) / 4
+        seen = torch.cat([as_real(x * scale), as_real(adjoint * scale), as_real(response)], 1)
+        return (d * scale) ** 2 * x + d * as_complex(self.network(seen, label), adjoint)
 
 
 class FixedMask(Denoiser):
