@@ -11,7 +11,7 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Optional, get_args
+from typing import Annotated, Any, Optional, get_args, get_origin
 
 import typer
 
@@ -357,11 +357,15 @@ def _read_config(path: Path | None) -> dict[str, Any]:
     return options
 
 
-def _train_signature() -> inspect.Signature:
-    """One option for each field of `TrainConfig`, so that help, names and checks have one source."""
+def _train_signature(*arguments: inspect.Parameter) -> inspect.Signature:
+    """One option for each field of `TrainConfig`, so that help, names and checks have one source.
+
+    Fields that ``arguments`` name come first, as they are.
+    """
     keyword = inspect.Parameter.KEYWORD_ONLY
     path_out = Annotated[Path, typer.Option(help=str(TrainConfig.model_fields["out"].description))]
     parameters = [
+        *arguments,
         inspect.Parameter(
             "store", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Annotated[Path, typer.Argument(help="a store")]
         ),
@@ -374,18 +378,18 @@ def _train_signature() -> inspect.Signature:
         ),
     ]
     for name, field in TrainConfig.model_fields.items():
-        if name in ("store", "out"):
+        if name in ("store", "out", *(argument.name for argument in arguments)):
             continue
-        several = isinstance(field.default, tuple)
         accepted = (field.annotation, *get_args(field.annotation))
+        several = [float if float in get_args(kind) else int for kind in accepted if get_origin(kind) is tuple]
         kind: Any = next((known for known in (bool, int, float, str) if known in accepted), str)
         if name == "method":
             kind = StrEnum("Method", [str(value) for value in get_args(Method)])  # type: ignore[misc,no-redef]
-        shown = " ".join(map(str, field.default)) if several else field.default
+        shown = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         if shown is None:  # what is not given is found out, but for these
-            shown = "none" if name == "patience" or Path in accepted else "automatic"
+            shown = "none" if name in ("patience", "pretrained") or Path in accepted else "automatic"
         option = typer.Option(help=field.description, show_default=str(shown))
-        annotation = list[int] if several else Optional[kind]  # noqa: UP045
+        annotation: Any = list[several[0]] if several else Optional[kind]  # type: ignore[valid-type]  # noqa: UP045
         default: Any = [] if several else None
         parameters.append(inspect.Parameter(name, keyword, default=default, annotation=Annotated[annotation, option]))
     no_check = typer.Option("--no-check", help="do not look first whether the store can be learned from")
@@ -394,8 +398,13 @@ def _train_signature() -> inspect.Signature:
     return inspect.Signature(parameters)
 
 
-_train.__signature__ = _train_signature()  # type: ignore[attr-defined]
-_train.__annotations__ = {p.name: p.annotation for p in _train_signature().parameters.values()}
+def _declare(command: Any, signature: inspect.Signature) -> Any:
+    """Give a command the options of a signature."""
+    command.__signature__ = signature
+    command.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+    return command
+
+
 app.command(
     "train",
     help="Learn a prior from a store. The same command again resumes a run that was stopped.",
@@ -404,7 +413,32 @@ app.command(
         "ambient-sci train scans.zarr --out run-ambient --method ambient --images 50000",
         "ambient-sci train scans.zarr --out run --config options.json --seed 3",
     ),
-)(_train)
+)(_declare(_train, _train_signature()))
+
+
+def _finetune(pretrained: str, store: Path, **options: Any) -> None:
+    _train(store, pretrained=pretrained, **options)
+
+
+_model = typer.Argument(metavar="MODEL", help=str(TrainConfig.model_fields["pretrained"].description))
+app.command(
+    "finetune",
+    help="Learn a prior from a store, beginning with a pretrained diffusion model: `train` with --pretrained MODEL. "
+    "Memory and time are said first. The run is then loaded without the model's folder.",
+    epilog=examples(
+        "ambient-sci finetune ddpm-church scans.zarr --out run --images 5000",
+        "ambient-sci finetune if-stage-1 scans.zarr --out run --prompt empty.safetensors --adapt lora --images 2000",
+        "ambient-sci finetune google/ddpm-celebahq-256 scans.zarr --out run --download --adapt last",
+        "ambient-sci finetune ddpm photos.zarr --out run --pretrained-range 0 --pretrained-range 255",
+    ),
+)(
+    _declare(
+        _finetune,
+        _train_signature(
+            inspect.Parameter("pretrained", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Annotated[str, _model])
+        ),
+    )
+)
 
 
 @app.command(epilog=examples("ambient-sci sample run --count 16 --out samples"))

@@ -16,7 +16,7 @@ __all__ = ["Adapt", "EMStart", "Method", "TrainConfig"]
 
 Method = Literal["em", "ambient", "l1-edm", "tv-edm", "ambient-gan", "naive", "oracle"]
 Adapt = Literal["full", "lora", "last"]
-EMStart = Literal["l1-wavelet", "tv", "gaussian"]
+EMStart = Literal["l1-wavelet", "tv", "gaussian", "prior"]
 
 
 class TrainConfig(BaseModel):
@@ -105,7 +105,11 @@ class TrainConfig(BaseModel):
     start_images: int | None = Field(
         None, ge=1, description="em: images before the first lap; a quarter of all, at least a lap's, if not given"
     )
-    em_start: EMStart = Field("tv", description="em: images before the first lap: l1-wavelet, tv, gaussian")
+    em_start: EMStart | None = Field(
+        None,
+        description="em: images before the first lap: l1-wavelet, tv (the default), gaussian; of a pretrained "
+        "model prior, its posterior samples",
+    )
     em_first: float = Field(
         0.1, gt=0, le=1, description="em: share of the scans that the first lap draws samples of; later ones take more"
     )

@@ -8,9 +8,10 @@ follows from the seed and that number, so that nothing else is needed for a cont
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,8 @@ __all__ = ["State", "start_run"]
 # what may differ between a run and its continuation
 # (the store is compared by its fingerprint, so that it may be moved)
 CONTINUABLE = {
-    "accumulate", "checkpoint", "checkpoint_activations", "compile", "device", "images", "out", "patience", "precision",
-    "preview", "store", "tensorboard"
+    "accumulate", "checkpoint", "checkpoint_activations", "compile", "device", "download", "images", "out", "patience",
+    "precision", "preview", "store", "tensorboard"
 }  # fmt: skip
 
 
@@ -60,7 +61,8 @@ class State:
             "learner": self.learner.state(),
             "log": {"losses": torch.stack(self.losses)} if self.losses else {},
         }
-        parts |= {f"optimizer.{number}": values for number, values in self.optimizer.state_dict()["state"].items()}
+        moments = self.optimizer.state_dict()["state"]
+        parts |= {f"optimizer.{number}": dict(_flat(values)) for number, values in moments.items()}
         tensors = {f"{part}.{name}": whole(value) for part, values in parts.items() for name, value in values.items()}
         self.saved = self.seen
         if not main():
@@ -85,12 +87,18 @@ class State:
             )
             self.prior.denoiser.load_state_dict(part("ema."))
             self.learner.load(part("learner."))
-            state: dict[int, dict[str, Tensor]] = {}
-            parameters = list(self.denoiser.parameters())
+            state: dict[int, dict[str, Any]] = {}
+            parameters = [weight for group in self.optimizer.param_groups for weight in group["params"]]
             for name, value in part("optimizer.").items():
                 number, key = name.split(".")
-                spread = value if key == "step" else placed(value, parameters[int(number)])
-                state.setdefault(int(number), {})[key] = spread
+                group, _, inner = key.rpartition("/")
+                own_values = state.setdefault(int(number), {})
+                if key == "step":
+                    own_values[key] = value if isinstance(self.optimizer, torch.optim.AdamW) else int(value)
+                elif group:
+                    own_values.setdefault(group, {})[inner] = value
+                else:
+                    own_values[key] = placed(value, parameters[int(number)])
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": state, "param_groups": groups})
             self.losses = [loss.to(self.prior.device) for loss in part("log.").get("losses", ())]
@@ -106,6 +114,15 @@ class State:
             lines = (run / "log.jsonl").read_text().splitlines(keepends=True)
             with replacing(run / "log.jsonl") as partial:
                 partial.write_text("".join(line for line in lines if json.loads(line)["images"] <= self.seen))
+
+
+def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of an optimiser for one weight; one of 8 bits has a plain number of steps, and groups of tensors."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}/{inner}", tensor) for inner, tensor in _flat(value))
+        else:
+            yield name, torch.as_tensor(value)
 
 
 def start_run(run: Path, config: TrainConfig) -> bool:

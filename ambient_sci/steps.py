@@ -9,6 +9,7 @@ of hundreds, and saves passes over all weights where batches are small.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ def learning_rate(config: TrainConfig, seen: int) -> float:
     """Linear warm-up, then half a cosine down to a twentieth of the peak."""
     rise = min(1.0, (seen + config.batch) / max(config.warmup, 1))
     fall = 0.5 * (1 + math.cos(math.pi * min(1.0, seen / config.images)))
-    return config.learning_rate * rise * (0.05 + 0.95 * fall)
+    return config.peak_rate * rise * (0.05 + 0.95 * fall)
 
 
 def prepare_network(denoiser: nn.Module, config: TrainConfig) -> None:
@@ -102,12 +103,22 @@ class Average:
         The network in training.
     half_life
         In images.
+    weights
+        What gives the weights of the network in training, in the order of the copy's; its own if not given.
     """
 
-    def __init__(self, average: nn.Module, denoiser: nn.Module, half_life: int) -> None:
+    def __init__(
+        self,
+        average: nn.Module,
+        denoiser: nn.Module,
+        half_life: int,
+        weights: Callable[[], Sequence[Tensor]] | None = None,
+    ) -> None:
         self.half_life = half_life
         # to walk through the modules takes about as long as to add up their weights
-        self._weights: tuple[list[Tensor], list[Tensor]] = [*average.parameters()], [*denoiser.parameters()]
+        own: list[Tensor] = [*denoiser.parameters()]
+        self._averages: list[Tensor] = [*average.parameters()]
+        self._weights = weights or (lambda: own)
         self._buffers = list(zip(average.buffers(), denoiser.buffers(), strict=True))
 
     @torch.no_grad()
@@ -118,8 +129,7 @@ class Average:
         if steps < every and not last:
             return
         keep = 0.5 ** (steps * batch / min(self.half_life, max(seen / 4, 1)))
-        averages, weights = self._weights
-        torch._foreach_lerp_(averages, [whole(weight) for weight in weights], 1 - keep)
+        torch._foreach_lerp_(self._averages, [whole(weight) for weight in self._weights()], 1 - keep)
         for old, new in self._buffers:
             old.copy_(new)
 
@@ -134,5 +144,5 @@ def check_step(losses: Tensor, norm: float, batch: Batch, state: State, config: 
     kept = f"the checkpoint of {state.saved} images is kept in {config.out}" if state.saved else "nothing is kept"
     raise DataError(
         f"{what} after {state.seen} images, on scans {scans}; {kept}. "
-        f"Try a learning rate below {config.learning_rate:g}, or look at these scans"
+        f"Try a learning rate below {config.peak_rate:g}, or look at these scans"
     )

@@ -6,20 +6,24 @@ and the number of images seen, and everything else is in the checkpoint (`ambien
 """
 
 import copy
+import sys
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets.store import Store, open_store
-from ambient_sci.distributed import agree, equalise, join, main, obey_signals, wait, whole
+from ambient_sci.distributed import agree, equalise, is_sharded, join, main, obey_signals, wait, whole
 from ambient_sci.errors import ConfigError, DataError
+from ambient_sci.finetuning import adapt, check_fits, effective_weights, make_optimizer, measure
 from ambient_sci.logs import Log
 from ambient_sci.methods import METHODS
 from ambient_sci.network import best_precision
-from ambient_sci.prior import Prior, build_denoiser, resolve_device
+from ambient_sci.pretrained.denoiser import PretrainedNetwork
+from ambient_sci.prior import Prior, build_denoiser, earlier_network, resolve_device, saved_prior
 from ambient_sci.runs import State, start_run
 from ambient_sci.seeding import stream
 from ambient_sci.signals import Interrupted, Signals
@@ -72,15 +76,22 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
     learner = METHODS[config.method](config, training, progress and main())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        denoiser = build_denoiser(config, image_shape, store.is_complex, network).to(device)
-    if config.start_from is not None and not started:
-        warm_start(denoiser, config)
-    equalise(denoiser.state_dict().values())  # a module that was passed may have been made without a seed
-    averaged = copy.deepcopy(denoiser).eval().requires_grad_(False)
+        if network is None:
+            network = earlier_network(config, image_shape, store.is_complex, _earlier_header(config, started))
+        denoiser = build_denoiser(config, image_shape, store.is_complex, network)
+        if config.start_from is not None and not started:
+            warm_start(denoiser, config)
+        averaged = copy.deepcopy(denoiser).eval().requires_grad_(False)
+        adapt(denoiser, config)
+    available = check_fits(denoiser, averaged, config, device)
+    denoiser.to(device)
+    averaged.to(device)
+    for model in (denoiser, averaged):
+        equalise(model.state_dict().values())  # a module that was passed may have been made without a seed
     prepare_network(denoiser, config)
-    weights = list(denoiser.parameters())
-    average = Average(averaged, denoiser, config.ema)
-    optimizer = torch.optim.AdamW(weights, config.learning_rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
+    weights = [weight for weight in denoiser.parameters() if weight.requires_grad]
+    average = Average(averaged, denoiser, config.half_life, effective_weights(denoiser, averaged, config))
+    optimizer = make_optimizer(weights, config)
     trained_on = {
         "store": str(config.store),
         "fingerprint": store.fingerprint,
@@ -92,6 +103,10 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
     state = State(denoiser, prior, optimizer, learner)
     if started:
         state.resume(run, store)
+    if isinstance(network, PretrainedNetwork) and state.seen < config.images and not is_sharded():
+        needs = measure(denoiser, averaged, config, image_shape, store.is_complex, available)
+        if progress and main():
+            tqdm.write(str(needs), file=sys.stderr)
 
     def enough(stalled: int) -> bool:
         return config.patience is not None and agree(stalled) >= config.patience
@@ -133,6 +148,18 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
     return state.prior
 
 
+def _earlier_header(config: TrainConfig, started: bool) -> dict[str, Any] | None:
+    """Header of the prior whose pretrained network goes on learning: of this run, or of an earlier one."""
+    if started and (config.out / "prior.safetensors").exists():
+        run = config.out
+    elif config.start_from is not None and config.pretrained is None:
+        run = config.start_from
+    else:
+        return None
+    header, options = saved_prior(run)[2:]
+    return header if "architecture" in header and options.restores == config.restores else None
+
+
 def _passed(before: int, seen: int, end: int, every: int) -> bool:
     """Whether the last step reached a multiple of ``every`` images, or the end."""
     return before // every != seen // every or seen >= end
@@ -146,6 +173,14 @@ def _resolve(config: TrainConfig, store: Store, device: torch.device) -> TrainCo
         raise ConfigError("patience is about held-out rows: it needs validation_scans, and previews")
     if config.precision == "auto":
         update["precision"] = best_precision(device)
+    if config.em_start is None:
+        update["em_start"] = "tv" if config.pretrained is None else "prior"
+    if config.em_start == "prior" and config.pretrained is None:
+        raise ConfigError("em_start 'prior' takes images from a pretrained model: it needs pretrained")
+    if config.learning_rate is None:
+        begins = config if config.start_from is None else earlier_options(config.start_from)
+        pretrained = config.pretrained or begins.pretrained
+        update["learning_rate"] = config.model_copy(update={"pretrained": pretrained}).peak_rate
     if config.sigma_data is None and config.start_from is not None:
         update["sigma_data"] = earlier_options(config.start_from).sigma_data
     elif config.sigma_data is None:

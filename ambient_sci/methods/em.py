@@ -35,7 +35,6 @@ nearly as well as before.
 
 import copy
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,7 +81,7 @@ class EMLearner(ImageLearner):
 
     def first_images(self) -> Tensor:
         """Reconstructions to start from."""
-        return starting_images(self.store, self.config.em_start, self.config.seed, self.progress)
+        return starting_images(self.store, self.config.em_start or "tv", self.config.seed, self.progress)
 
     def scans(self) -> NDArray[np.int64]:
         """Those that have posterior samples; before the first lap all, which have reconstructions."""
@@ -90,8 +89,8 @@ class EMLearner(ImageLearner):
 
     def prepare(self, seen: int, prior: Prior) -> None:
         """Draw the samples of a lap that is due."""
-        if self.images is None and self.config.start_from is not None:
-            self.images = _earlier_images(self.config.start_from, prior, self.store, self.progress)
+        if self.images is None and (self.config.start_from is not None or self.config.em_start == "prior"):
+            self.images = _earlier_images(prior, self.store, self.progress)
         super().prepare(seen, prior)
         while self.drawn < len(self.starts) and seen >= self.starts[self.drawn]:
             assert self.images is not None
@@ -230,10 +229,11 @@ def posterior_images(prior: Prior, store: Store, images: Tensor, lap: int, progr
     return renewed
 
 
-def _earlier_images(run: Path, prior: Prior, store: Store, progress: bool) -> Tensor:
-    """Restore every scan by an earlier run: its restorations, or posterior samples under the weights taken from it."""
+def _earlier_images(prior: Prior, store: Store, progress: bool) -> Tensor:
+    """Restore every scan by an earlier model: its restorations, or posterior samples under its weights."""
     config = prior.config
-    if earlier_options(run).restores:
+    run = config.start_from
+    if run is not None and earlier_options(run).restores:
         prior = load_prior(run, str(prior.device))
 
     def restored(m: Measurement) -> Tensor:
@@ -243,5 +243,5 @@ def _earlier_images(run: Path, prior: Prior, store: Store, progress: bool) -> Te
         drawn = draw_posterior(prior, m, steps=2 * config.em_steps, iterations=config.em_iterations, seed=config.seed)
         return drawn[:, 0].cpu()
 
-    label = f"images by the prior of {run}"
+    label = f"images by the prior of {run or config.pretrained}"
     return every_scan(store, restored, label, progress)
