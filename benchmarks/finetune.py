@@ -1,0 +1,222 @@
+r"""What a pretrained model is worth where there are few corrupted images: ``python -m benchmarks.finetune``.
+
+A small DDPM is trained on clean images of one kind and saved as a pipeline of diffusers. Of images of another kind,
+50, 200 and 1,000 are measured once (half of the pixels, noise 0.05), and a prior is learned from these alone by ``em``:
+
+- ``untouched``: not at all, the model as it is,
+- ``full``, ``lora``, ``last``: the model is fine-tuned,
+- ``same``: the same network learns from scratch, from its untrained weights, with the learning rate that these need,
+- ``scratch``: the built-in network of this package learns from scratch.
+
+All learn for as many images. Other images of the second kind are measured the same way and reconstructed: mean of 8
+posterior samples, its NRMSE and share of known pixels in 90% intervals, of ``--test`` scans, for each seed (of the
+choice of images, their measurement, and the training). A row of the results is one prior.
+
+``--source`` and ``--target`` are files of images as `ambient-sci simulate` reads them. Without them both kinds are
+drawn: soft discs, and strokes.
+
+Example: ``python -m benchmarks.finetune --source digits.npy --target brains.npy --work /scratch/finetune``
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from ambient_sci import TrainConfig, load_prior, open_store, train
+from ambient_sci.checkpoint import replacing
+from ambient_sci.datasets import read_images, simulate
+from ambient_sci.evaluate.metrics import coverage_interval, nrmse
+from ambient_sci.posterior.draw import draw_posterior
+from ambient_sci.prior import Prior
+from ambient_sci.seeding import rng_for
+
+__all__ = ["METHODS", "draw", "learn", "pretrain", "score", "table"]
+
+ROOT = Path(__file__).parent
+MARKERS = ("<!-- finetune -->\n", "<!-- /finetune -->")
+METHODS = ("untouched", "full", "lora", "last", "same", "scratch")
+SAMPLES = 8
+KEEP, NOISE = 0.5, 0.05
+FRESH_RATE = 1e-3  # of the pretrained network's architecture when its weights are random
+OPTIONS: dict[str, Any] = {"preview": 0, "validation_scans": 0}
+
+
+def draw(kind: str, count: int, size: int, seed: int) -> NDArray[np.float32]:
+    """Draw images of soft discs or of strokes, ``(count, size, size)``, in unit range."""
+    rng = rng_for(seed, 0xF1)
+    y, x = np.mgrid[-1 : 1 : 1j * size, -1 : 1 : 1j * size]
+    images = np.zeros((count, size, size))
+    for image in images:
+        for _ in range(4):
+            cx, cy = rng.uniform(-0.6, 0.6, 2)
+            if kind == "discs":
+                edge = np.hypot(x - cx, y - cy) - rng.uniform(0.15, 0.4)
+            else:
+                angle, length = rng.uniform(0, np.pi), rng.uniform(0.3, 0.8)
+                along = (x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)
+                across = (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)
+                edge = np.maximum(np.abs(along) - length, np.abs(across) - 0.06)
+            image[:] = np.maximum(image, rng.uniform(0.4, 1) / (1 + np.exp(40 * edge.clip(-1, 1))))
+    return images.astype(np.float32)
+
+
+def images_of(path: Path | None, kind: str, count: int, size: int, seed: int) -> NDArray[np.float32]:
+    """Read images, or draw them; in an order that is the seed's."""
+    if path is None:
+        return draw(kind, count, size, seed)
+    found = np.asarray(read_images(path, size=size)[0], np.float32)
+    if len(found) < count:
+        raise SystemExit(f"error: {path} holds {len(found)} images, {count} are wanted: give more, or lower counts")
+    return found[rng_for(0, 0xF2).permutation(len(found))[:count]]
+
+
+def pretrain(images: NDArray[np.float32], work: Path, steps: int, widths: tuple[int, ...]) -> tuple[Path, Path]:
+    """Make an untrained pipeline and one that has learned clean images; returns both folders."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    network, pipeline, scheduler = (kind for kind in (UNet2DModel, DDPMPipeline, DDPMScheduler))
+    untrained, learned = work / "untrained", work / "pretrained"
+    if not (learned / "model_index.json").exists():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            body: Any = network(
+                sample_size=images.shape[-1],
+                in_channels=1,
+                out_channels=1,
+                block_out_channels=widths,
+                down_block_types=("DownBlock2D",) * (len(widths) - 1) + ("AttnDownBlock2D",),
+                up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (len(widths) - 1),
+                layers_per_block=1,
+                norm_num_groups=8,
+            )
+        pipeline(body, scheduler()).save_pretrained(untrained)
+        store = simulate(images, work / "source.zarr", operator="identity", noise=0.01, overwrite=True)
+        config = TrainConfig(
+            store=store.path,
+            out=work / "pretraining",
+            pretrained=str(untrained),
+            method="oracle",
+            images=steps,
+            learning_rate=FRESH_RATE,
+            **OPTIONS,
+        )
+        taught: Any = train(config).denoiser.network
+        pipeline(taught.body, scheduler()).save_pretrained(learned)
+    return untrained, learned
+
+
+def learn(method: str, store: Path, out: Path, folders: tuple[Path, Path], images: int, seed: int) -> Prior:
+    """Learn a prior from measurements, by one of `METHODS`."""
+    untrained, learned = folders
+    if method == "untouched":
+        return load_prior(learned, image_shape=open_store(store).image_shape)
+    options: dict[str, Any] = {"images": images, "seed": seed, **OPTIONS}
+    if method == "same":
+        # reconstructions to begin with: samples of an untrained network would be noise
+        options |= {"pretrained": str(untrained), "learning_rate": FRESH_RATE, "em_start": "tv"}
+    elif method != "scratch":
+        options |= {"pretrained": str(learned), "adapt": method}
+    return train(TrainConfig(store=store, out=out, **options))
+
+
+def score(prior: Prior, store: Path) -> dict[str, float]:
+    """Reconstruct all scans of a store, and compare with their known images."""
+    known = open_store(store)
+    drawn = [
+        draw_posterior(prior, known.read(slice(k, k + 8)).to(prior.device), SAMPLES, seed=1).cpu()
+        for k in range(0, len(known), 8)
+    ]
+    samples, images = torch.cat(drawn).numpy(), known.references(slice(None)).numpy()
+    low, high = np.quantile(samples, (0.05, 0.95), axis=1)
+    errors = nrmse(samples.mean(1), images)
+    inside = coverage_interval(low, high, images)
+    return {"nrmse": float(errors.mean()), "nrmse_error": float(errors.std() / len(errors) ** 0.5), "inside": inside}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """NRMSE of every method and number of scans, mean and standard deviation over the seeds, as Markdown."""
+    counts = sorted({row["scans"] for row in rows})
+    lines = ["| | " + " | ".join(f"{count} scans" for count in counts) + " |", "|---" * (len(counts) + 1) + "|"]
+    for method in METHODS:
+        cells = []
+        for count in counts:
+            some = [row for row in rows if (row["method"], row["scans"]) == (method, count)]
+            errors, inside = [row["nrmse"] for row in some], [row["inside"] for row in some]
+            spread = f" ± {np.std(errors, ddof=1):.4f}" if len(errors) > 1 else ""
+            cells.append(f"{np.mean(errors):.4f}{spread} ({np.mean(inside):.0%})" if some else "")
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    seeds = len({row["seed"] for row in rows})
+    lines += [
+        "",
+        f"NRMSE of the posterior mean, mean ± standard deviation over {seeds} seeds; in parentheses the share of",
+    ]
+    return "\n".join([*lines, "pixels inside 90% intervals of 8 samples.", ""])
+
+
+def write(text: str, readme: Path) -> None:
+    """Put the table between the markers of a Markdown file."""
+    before, opening, rest = readme.read_text().partition(MARKERS[0])
+    _, closing, after = rest.partition(MARKERS[1])
+    if not opening or not closing:
+        raise SystemExit(f"error: {readme} lacks the markers {' and '.join(marker.strip() for marker in MARKERS)}")
+    with replacing(readme) as partial:
+        partial.write_text(before + opening + text + closing + after)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Learn and score what is not in the results yet, and make the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.finetune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--source", type=Path, help="clean images to pretrain on; drawn if not given")
+    parser.add_argument("--target", type=Path, help="images of another kind, to measure; drawn if not given")
+    parser.add_argument("--size", type=int, default=32, help="pixels a side")
+    parser.add_argument("--scans", type=int, nargs="+", default=[50, 200, 1000])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--images", type=int, default=8000, help="length of each training")
+    parser.add_argument("--pretrain", type=int, default=60_000, help="length of the pretraining, in images")
+    parser.add_argument("--source-images", type=int, default=5000)
+    parser.add_argument("--test", type=int, default=64, help="scans to test on")
+    parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 64], help="channels of the pretrained U-Net")
+    parser.add_argument("--work", type=Path, default=Path("finetune-work"), help="folder for models, stores and runs")
+    parser.add_argument("--results", type=Path, default=ROOT / "results" / "finetune.json")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--table", action="store_true", help="make the table of what was measured, and nothing else")
+    options = parser.parse_args(argv)
+    rows: list[dict[str, Any]] = json.loads(options.results.read_text()) if options.results.exists() else []
+    if not options.table:
+        source = images_of(options.source, "discs", options.source_images, options.size, 0)
+        folders = pretrain(source, options.work, options.pretrain, tuple(options.widths))
+        most = max(options.scans) * options.seeds + options.test
+        target = images_of(options.target, "strokes", most, options.size, 1)
+        measured = {"operator": "mask", "keep": KEEP, "noise": NOISE, "overwrite": True}
+        test = simulate(target[: options.test], options.work / "test.zarr", seed=1000, **measured)
+        cases = [(n, s, m) for n in options.scans for s in range(options.seeds) for m in options.methods]
+        done = {(row["scans"], row["seed"], row["method"]) for row in rows}
+        for scans, seed, method in tqdm([case for case in cases if case not in done], desc="priors"):
+            first = options.test + seed * max(options.scans)
+            name = f"{scans}-{seed}"
+            path = options.work / f"{name}.zarr"
+            if not path.exists():
+                simulate(target[first : first + scans], path, seed=seed, references=False, **measured)
+            began = time.process_time()
+            prior = learn(method, path, options.work / f"{name}-{method}", folders, options.images, seed)
+            took = time.process_time() - began
+            found = score(prior, test.path)
+            rows.append({"scans": scans, "seed": seed, "method": method, "images": options.images, **found})
+            rows[-1]["seconds"] = round(took, 1)
+            with replacing(options.results) as partial:  # prior by prior, for a run that is interrupted
+                partial.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    write(table(rows), options.readme)
+
+
+if __name__ == "__main__":
+    main()
