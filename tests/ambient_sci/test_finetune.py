@@ -1,6 +1,7 @@
 """Pretrained networks of diffusers: what they become here, how they learn on, and what is refused."""
 
 import copy
+import importlib
 import json
 import math
 import shutil
@@ -371,6 +372,39 @@ def test_stage_one_of_if(stage_one: tuple[Path, Path, nn.Module]) -> None:
         assert (got - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
+def test_an_if_pipeline_with_its_text_encoder(tmp_path: Path) -> None:
+    """Saved by `IFPipeline` itself; the embedding is that of the pipeline for an empty prompt."""
+    transformers = pytest.importorskip("transformers")
+    from diffusers import IFPipeline
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    options = {"vocab_size": 3, "d_model": 24, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = transformers.T5EncoderModel(transformers.T5Config(**options)).eval()
+    scheduler: Any = DDPMScheduler
+    parts = {
+        "tokenizer": tokenizer,
+        "text_encoder": encoder,
+        "unet": small_if(),
+        "scheduler": scheduler(**IF_SCHEDULER),
+    }
+    none = dict.fromkeys(("safety_checker", "feature_extractor", "watermarker"))
+    kind: Any = IFPipeline
+    pipeline = kind(**parts, **none, requires_safety_checker=False)
+    pipeline.save_pretrained(tmp_path / "if")
+    expected, _ = pipeline.encode_prompt("", do_classifier_free_guidance=False)
+    network = read_pipeline(tmp_path / "if", 3, UNIT)
+    assert expected.std() > 0
+    torch.testing.assert_close(network.prompt, expected[0].detach())
+
+
 # ------------------------------------------------------------------------------------------- what is refused
 
 
@@ -699,3 +733,35 @@ def test_what_is_not_installed_is_named(
     config = TrainConfig(store=store_path, out=tmp_path / "run", adapt="last", **SHORT)
     with pytest.raises(ConfigError, match="it needs pretrained or start_from"):
         train(config, progress=False)
+
+
+# ------------------------------------------------------------------------------------------- the benchmark
+
+
+def test_the_table_of_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    benchmark = importlib.import_module("benchmarks.finetune")
+    rows = [
+        {"method": "full", "scans": scans, "seed": seed, "nrmse": 0.1 + 0.02 * seed, "inside": 0.9}
+        for scans in (50, 200)
+        for seed in (0, 1)
+    ]
+    lines = benchmark.table(rows).splitlines()
+    assert lines[0] == "| | 50 scans | 200 scans |"
+    assert "| full | 0.1100 ± 0.0141 (90%) | 0.1100 ± 0.0141 (90%) |" in lines
+    assert "| untouched |  |  |" in lines
+    discs, strokes = (benchmark.draw(kind, 3, 16, 0) for kind in ("discs", "strokes"))
+    assert discs.shape == strokes.shape == (3, 16, 16)
+    assert min(discs.min(), strokes.min()) >= 0
+    assert max(discs.max(), strokes.max()) <= 1
+
+
+def test_a_pipeline_that_the_benchmark_pretrains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is saved again with diffusers is, read again, the network that was trained."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    benchmark = importlib.import_module("benchmarks.finetune")
+    _, learned = benchmark.pretrain(benchmark.draw("discs", 8, SIZE, 0), tmp_path, 16, (8, 16))
+    trained = load_prior(tmp_path / "pretraining", "cpu").denoiser.network
+    again = load_prior(learned, "cpu").denoiser.network
+    assert not changed(trained, again)
+    assert again.architecture.config == trained.architecture.config
