@@ -120,7 +120,8 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Tensors of an optimiser for one weight; one of 8 bits has a plain number of steps, and groups of tensors."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from ((f"{name}/{inner}", tensor) for inner, tensor in _flat(value))
+            # a table of its moments is shared by all weights, and safetensors wants each with memory of its own
+            yield from ((f"{name}/{inner}", tensor.clone()) for inner, tensor in _flat(value))
         else:
             yield name, torch.as_tensor(value)
 
