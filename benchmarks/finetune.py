@@ -81,7 +81,8 @@ def pretrain(images: NDArray[np.float32], work: Path, steps: int, widths: tuple[
     """Make an untrained pipeline and one that has learned clean images; returns both folders."""
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-    network, pipeline, scheduler = (kind for kind in (UNet2DModel, DDPMPipeline, DDPMScheduler))
+    kinds: Any = (UNet2DModel, DDPMPipeline, DDPMScheduler)
+    network, pipeline, scheduler = kinds
     untrained, learned = work / "untrained", work / "pretrained"
     if not (learned / "model_index.json").exists():
         with torch.random.fork_rng(devices=[]):
@@ -197,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
         folders = pretrain(source, options.work, options.pretrain, tuple(options.widths))
         most = max(options.scans) * options.seeds + options.test
         target = images_of(options.target, "strokes", most, options.size, 1)
-        measured = {"operator": "mask", "keep": KEEP, "noise": NOISE, "overwrite": True}
+        measured: dict[str, Any] = {"operator": "mask", "keep": KEEP, "noise": NOISE, "overwrite": True}
         test = simulate(target[: options.test], options.work / "test.zarr", seed=1000, **measured)
         cases = [(n, s, m) for n in options.scans for s in range(options.seeds) for m in options.methods]
         done = {(row["scans"], row["seed"], row["method"]) for row in rows}
