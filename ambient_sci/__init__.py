@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ambient_sci.audit import audit_prior
     from ambient_sci.config import TrainConfig
     from ambient_sci.datasets.store import open_store
     from ambient_sci.evaluate.held_out import validate_prior
@@ -16,11 +17,21 @@ if TYPE_CHECKING:
     from ambient_sci.training import train
 
 __version__ = "0.1.0"
-__all__ = ["Measurement", "TrainConfig", "load_prior", "open_store", "reconstruct", "train", "validate_prior"]
+__all__ = [
+    "Measurement",
+    "TrainConfig",
+    "audit_prior",
+    "load_prior",
+    "open_store",
+    "reconstruct",
+    "train",
+    "validate_prior",
+]
 
 _HOMES = {
     "Measurement": "ambient_sci.measurement",
     "TrainConfig": "ambient_sci.config",
+    "audit_prior": "ambient_sci.audit",
     "load_prior": "ambient_sci.prior",
     "open_store": "ambient_sci.datasets.store",
     "reconstruct": "ambient_sci.reconstruction",

@@ -270,11 +270,11 @@ class _Layout:
         figure.text(x, y + height / 2, text, rotation=90, ha="center", va="center", fontsize=8, color=INK)
 
 
-def _axes(size: tuple[float, float], panels: int = 1) -> "tuple[Figure, list[Axes]]":
+def _axes(size: tuple[float, float], panels: int = 1, rows: int = 1) -> "tuple[Figure, list[Axes]]":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=200, facecolor="white", layout="constrained")
-    every = list(figure.subplots(1, panels, squeeze=False)[0])
+    every = list(figure.subplots(rows, panels, squeeze=False).flat)
     for axes in every:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(MUTED)

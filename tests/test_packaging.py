@@ -161,7 +161,7 @@ LINES = [
     "evaluate.metrics, evaluate.predictive, evaluate.calibration, evaluate.figures, plot, report",
     "datasets",
     "methods, warm_start, validation, runs, steps, logs, finetuning, training, reconstruction, "
-    "evaluate.compare, evaluate.held_out, check, viewer",
+    "evaluate.compare, evaluate.held_out, check, audit, viewer",
     "demo",
     "cli, cli_import",
 ]
