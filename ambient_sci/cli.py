@@ -322,6 +322,90 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command(
+    epilog=examples(
+        "ambient-sci audit run scans.zarr --against held-out.zarr",
+        "ambient-sci audit run scans.zarr --against held-out.zarr --count 512 --out audit",
+        "ambient-sci audit run scans.zarr --against held-out.zarr --compare run-oracle --out audit",
+        "ambient-sci audit run scans.zarr --space pixels --space measured --reference run-on-others",
+    )
+)
+def audit(
+    run: Annotated[Path, typer.Argument(help="folder of a training run")],
+    store: Annotated[Path, typer.Argument(help="the store that it learned from")],
+    against: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="store of other scans", show_default="those that training kept for validation"),
+    ] = None,
+    compare: Annotated[Optional[Path], typer.Option(help="another run on the store, side by side")] = None,  # noqa: UP045
+    reference: Annotated[
+        Optional[Path], typer.Option(help="a run on other scans, for membership inference")  # noqa: UP045
+    ] = None,
+    out: Annotated[
+        Optional[Path], typer.Option(help="folder for audit.json, audit.png and pairs.png")  # noqa: UP045
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="images that the prior draws")] = 128,
+    space: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            help="pixels or measured; may be given twice", show_default="pixels where images are known, else measured"
+        ),
+    ] = None,
+    steps: Steps = 32,
+    solver: Annotated[str, typer.Option(help="heun, multistep or euler")] = "heun",
+    seed: Seed = 0,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say whether a prior copies scans that it learned from, and how well its loss tells who they are.
+
+    Images that the prior draws are compared with all training scans, and so are held-out scans: the honest zero. Where
+    images are not known, everything is compared on what was measured. Features of a network can be compared in Python
+    (ambient_sci.audit_prior).
+
+    The exit status is 1 if there are near-copies, or images are nearer to training scans than held-out scans are.
+    """
+    from ambient_sci.audit.figure import audit_figure
+    from ambient_sci.audit.run import audit_prior, refuse_to_replace
+    from ambient_sci.checkpoint import replacing
+    from ambient_sci.prior import load_prior
+
+    runs = {run.name: run} if compare is None else {run.name: run, f"{compare.name} (compared)": compare}
+    folders = [] if out is None else [out, out / "compared"][: len(runs)]
+    for folder in folders:
+        refuse_to_replace(folder, overwrite)
+    other = None if reference is None else load_prior(reference, device)
+    found = {
+        name: audit_prior(
+            load_prior(path, device),
+            store,
+            against,
+            count=count,
+            spaces=space,
+            reference=other,
+            steps=steps,
+            solver=solver,  # type: ignore[arg-type]
+            seed=seed,
+            progress=not quiet,
+        )
+        for name, path in runs.items()
+    }
+    first, *second = found.values()
+    print("\n\n".join(f"{name}\n{one}" if compare else str(one) for name, one in found.items()))
+    for one in second:
+        nearer = first.nearer_than(one)
+        low, high = nearer.auc_interval
+        print(f"\nimages of {run} are nearer than those of {compare} with AUC {nearer.auc:.2f} ({low:.2f}-{high:.2f})")
+    for folder, one in zip(folders, found.values(), strict=False):
+        one.save(folder, overwrite)
+    if out is not None and second:
+        with replacing(out / "compared.png") as partial:
+            audit_figure(found).savefig(partial, format="png")
+    if not first.passed:
+        raise typer.Exit(1)
+
+
 def _train(store: Path, out: Path, config: Path | None, no_check: bool, quiet: bool, **options: Any) -> None:
     from ambient_sci.distributed import main as main_process
     from ambient_sci.training import train as run_training
