@@ -217,6 +217,9 @@ class PriorAudit:
         if bool(data["residual"].notnull().all()):
             apart = ", ".join(f"{float(value):.1f}" for value in data["residual"].quantile((0.05, 0.5, 0.95)))
             lines.append(f"misfit of images to what their nearest scans measured: {apart} times the noise (5, 50, 95%)")
+        for scan, images in list(self.copied.items())[:SHOWN]:
+            some = ", ".join(map(str, images[:5])) + (", …" if len(images) > 5 else "")
+            lines.append(f"scan {scan} is copied by {len(images)} images ({some})")
         return "\n".join([*lines, str(self.membership), self.verdict])
 
 
@@ -256,7 +259,7 @@ def audit_prior(
         How many images the prior draws.
     spaces
         How to compare: ``"pixels"``, ``"measured"``, or both. By default pixels where both stores have references, and
-        else what was measured.
+        else what was measured. With ``"measured"`` alone no reference is looked at.
     features
         A function from images ``(n, channel, *spatial)``, as the prior draws them, to features ``(n, d)`` of a network,
         to be compared with those of the references, too.
@@ -287,9 +290,9 @@ def audit_prior(
         raise ConfigError(f"count must be at least 1, got {count}")
 
     drawn = _draw(prior, training, count, steps, solver, seed, progress)
-    found = _Comparison(prior, training, held, ways, features, drawn, seed).run(progress)
+    found = _Comparison(prior, training, held, ways, features, drawn, seed, progress)
     members = _spread(training.scans, MOST)
-    known = training.store.has_references and held.store.has_references
+    known = ways != [MEASURED]
     membership = infer_membership(
         prior,
         _Scans(training.store, members).batches(known, "members" if progress else None),
@@ -434,25 +437,31 @@ class _Comparison:
         features: Features | None,
         drawn: Tensor,
         seed: int,
+        progress: bool,
     ) -> None:
-        self.device, self.training, self.held = prior.device, training, held
+        self.device, self.training, self.held, self.progress = prior.device, training, held, progress
         self.ways, self.features = ways, features
         self.count, self.neighbours = len(drawn), min(NEIGHBOURS, len(training.scans))
         drawn = drawn.to(prior.device)
         self.images: dict[str, Tensor] = {}
         if set(ways) - {MEASURED}:
-            known = torch.cat([held.references(m) for m in held.read()]).to(drawn)
+            known = torch.cat([held.references(m) for m in self._read(held, "held-out images")]).to(drawn)
             self.images |= {way: torch.cat([drawn, known]) for way in ways if way != MEASURED}
         if features is not None:
             self.images[FEATURES] = _features(features, self.images[FEATURES])
         if MEASURED in ways:
-            seen = torch.cat([cg_sense(m.to(prior.device)) for m in held.read()])
-            self.images[MEASURED] = torch.cat([remeasure(drawn, held.read, seed), seen, drawn])
+            seen = torch.cat([cg_sense(m.to(prior.device)) for m in self._read(held, "held-out scans")])
+            again = remeasure(drawn, lambda: self._read(held, "images as scans"), seed)
+            self.images[MEASURED] = torch.cat([again, seen, drawn])
         self.near = {way: Nearest(len(images), self.neighbours) for way, images in self.images.items()}
+        self._compare()
 
-    def run(self, progress: bool) -> "_Comparison":
+    def _read(self, scans: _Scans, label: str) -> Iterator[Measurement]:
+        return scans.read(label if self.progress else None)
+
+    def _compare(self) -> None:
         known_too = self.images.keys() - {MEASURED}
-        for m in self.training.read("training scans" if progress else None):
+        for m in self._read(self.training, "training scans"):
             if known_too:
                 known = self.training.references(m).to(self.device)
                 for way in known_too:
@@ -462,7 +471,6 @@ class _Comparison:
                 images, scans = self.images[MEASURED], m.to(self.device)
                 found = [agreement(images, scans[k])[0] for k in range(len(m))]
                 self.near[MEASURED].add(torch.stack(found, 1), m.index)
-        return self
 
     def _to_held(self, way: str) -> Float:
         """Similarity of each image to each held-out scan, ``(image, scan)``."""
@@ -470,7 +478,7 @@ class _Comparison:
         if way != MEASURED:
             return correlation(images[: self.count], images[self.count :], way == PIXELS).double().cpu().numpy()
         found = []
-        for m in self.held.read():
+        for m in self._read(self.held, "held-out scans"):
             scans = m.to(self.device)
             found += [agreement(images[-self.count :], scans[k])[0] for k in range(len(m))]
         return torch.stack(found, 1).double().cpu().numpy()
