@@ -1,8 +1,10 @@
 """An audit of priors: exact ones that copy and exact ones that do not, with images and with measurements alone."""
 
+import importlib
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -515,6 +517,24 @@ def test_the_command(
     assert (status, "already holds an audit" in said) == (2, True)
     status, said, _ = command("--help")
     assert "ambient-sci audit run scans.zarr --against held-out.zarr --compare run-oracle" in said
+
+
+def test_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    benchmark = importlib.import_module("benchmarks.audit")
+    few = ("--images", 16, "--scans", 10, "--times", 3, "--many", 16, "--held-out", 8, "--count", 4)
+    monkeypatch.setattr(sys, "argv", ["audit", *map(str, (*few, "--only", "planted, oracle", "--out", tmp_path))])
+    monkeypatch.setattr(benchmark, "audit_prior", partial(audit_prior, steps=3, progress=False))
+    benchmark.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:30].split("  ")[0] for line in lines[2:]] == ["planted, oracle"] * 2
+    numbers = json.loads((tmp_path / "audit.json").read_text())
+    assert numbers["measured"]["planted, oracle"]["membership"]["loss"] == "misfit"
+    made = open_store(tmp_path / "planted.zarr")
+    assert len(made) == 12
+    m = made.read(slice(9, 12))
+    torch.testing.assert_close(m.y[1:], m.y[:1].expand(2, 1, 16, 16))
+    assert (tmp_path / "pixels.png").exists()
 
 
 def test_it_is_a_name_of_the_package() -> None:
