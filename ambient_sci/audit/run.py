@@ -6,32 +6,36 @@ held-out scans are alike in how near they are to the training data, whatever ima
 
 - the *area under the curve*, the chance that an image of the prior is nearer to one training scan than a held-out scan
   is (`ambient_sci.audit.statistics`), by the relative distance :math:`\rho` of `ambient_sci.audit.similarity`;
-- *near-copies*: single images for which two chances are small. One asks whether a held-out scan would be as near. The
-  nearest of many is an extreme: :math:`-\log \rho` of the held-out scans is taken to have the shape of Gumbel's law,
-  with mean ``m`` and standard deviation ``s`` of ``H`` of them. In units of its scale, :math:`t` is how far an image
-  lies out; the upper tail is exponential, and with an estimated scale
+- *near-copies*: single images that are nearer to a training scan than chance has it, whatever they are like themselves.
+  To an image that knows nothing of either, training scans and held-out ones are alike. Near it, the number of scans
+  within a distance ``d`` grows as :math:`d^m`, ``m`` the dimension of images of this kind (Levina and Bickel 2004, NIPS
+  17). From the distances :math:`h_1 \le \ldots \le h_k` of the nearest of ``H`` held-out scans,
 
-  .. math:: p = \left(1 + \frac{t}{H - 1}\right)^{-(H - 1)}, \qquad
-            t = \gamma + \frac{\pi}{\sqrt 6} \, \frac{-\log \rho - m}{s \sqrt{1 + 1/H}} .
+  .. math:: \frac1m = \Bigl\langle \frac{1}{k-1} \sum_{j<k} \log \frac{h_k}{h_j} \Bigr\rangle, \qquad
+            p = 1 - \left(1 + \frac{N}{H} \Bigl(\frac{d_1}{h_k}\Bigr)^m\right)^{-k}
 
-  The other asks whether the image would be as near to scans that were not trained on, whatever it is like itself: the
-  nearest of ``N`` training scans against Student's t for :math:`\operatorname{artanh} c` of the ``H`` held-out ones,
-  :math:`1 - (1 - p_t)^N`. ``p_value`` is the larger of both. A near-copy has one below `LEVEL` over the number of
-  images, and is nearer than every held-out scan.
+  with the mean over all images, is the chance that one of ``N`` training scans is as near as :math:`d_1`: their number
+  is Poisson, of a density that ``k`` scans tell (its posterior is a gamma distribution). Near-copies have so small a
+  ``p`` that of all that are called so, a part of `LEVEL` at most is expected to be none (Benjamini and Hochberg 1995,
+  J. R. Stat. Soc. B 57:289).
 
 **Where images are known** (of the training scans and of the held-out ones), all of this is of pixels, and of features
 of a network if one is given.
 
 **Where only measurements exist**, a held-out scan is not an image. Then images of the prior are brought to where the
-scans are: measured by the operators of held-out scans, with their noise; both become images by the same regularised
-least squares (`ambient_sci.baselines.cg_sense`) and are compared with training scans on what these measured. What is
-lost on the way is lost on both sides, so that the zero stays honest. The nearest scan and the residual in units of its
-noise are those of the image as the prior drew it.
+scans are: measured by the operators of held-out scans, with their noise. Both become images by the same total variation
+(`ambient_sci.baselines.total_variation_batch`, its regularisation chosen on held-out scans) and are compared with
+training scans on what these measured. What is lost on the way is lost on both sides, so that the zero stays honest. The
+nearest scan, the chance of a near-copy and the residual in units of the noise are those of the image as the prior drew
+it.
 """
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,13 +48,14 @@ from tqdm.auto import tqdm
 from ambient_sci.audit.membership import Membership, infer_membership
 from ambient_sci.audit.similarity import Nearest, agreement, correlation
 from ambient_sci.audit.statistics import Separation, rate_interval, separate
-from ambient_sci.baselines import cg_sense
+from ambient_sci.baselines import cg_sense, total_variation_batch, tune_held_out
 from ambient_sci.checkpoint import replacing
 from ambient_sci.datasets.store import Store, open_store
-from ambient_sci.errors import ConfigError, DataError, OutputError
+from ambient_sci.errors import AmbientError, ConfigError, DataError, OutputError
 from ambient_sci.evaluate.held_out import _plain
 from ambient_sci.evaluate.predictive import LEVEL
 from ambient_sci.measurement import Measurement, randn_like
+from ambient_sci.methods.starts import REGULARISATIONS, TUNED
 from ambient_sci.prior import Prior, load_prior
 from ambient_sci.sample import Solver
 from ambient_sci.seeding import stream
@@ -66,6 +71,8 @@ NEIGHBOURS = 50
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 MOST = 512  # held-out scans, and members, that are looked at
 LEAST = 8  # held-out scans without which nothing is claimed
+NEAREST, NEAREST_PART = 4, 8  # so many held-out scans at least, and one of so many, are near to an image
+CLOSEST = 1e-2  # distances below which images are the same
 SHOWN = 10  # pairs in the figure
 CHUNK = 32  # scans in memory at once, and images in the network
 FILES = "audit.json", "audit.png", "pairs.png"
@@ -73,6 +80,7 @@ _DRAWN, _REMEASURED = 0x74, 0x75  # purposes of streams
 
 Float = NDArray[np.float64]
 Features = Callable[[Tensor], Tensor]
+Restoration = Callable[[Measurement], Tensor]
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,7 @@ class PriorAudit:
         ``similarity``       (space, image)    of each image that the prior drew to the nearest training scan
         ``distance``         (space, image)    relative distance of that scan, 0 for a copy
         ``nearest``          (space, image)    its number
-        ``p_value``          (space, image)    chance of being as near to a scan that was not trained on
+        ``p_value``          (space, image)    chance of being as near, if the prior knows nothing of it
         ``copy``             (space, image)    whether it is a near-copy
         ``residual``         (image)           misfit to its nearest scan in units of the noise, where ``measured``
         ``held_similarity``  (space, scan)     the same of held-out scans
@@ -450,8 +458,9 @@ class _Comparison:
         if features is not None:
             self.images[FEATURES] = _features(features, self.images[FEATURES])
         if MEASURED in ways:
-            seen = torch.cat([cg_sense(m.to(prior.device)) for m in self._read(held, "held-out scans")])
-            again = remeasure(drawn, lambda: self._read(held, "images as scans"), seed)
+            restore = _restoration(held)
+            seen = torch.cat([restore(m.to(prior.device)) for m in self._read(held, "held-out scans")])
+            again = remeasure(drawn, lambda: self._read(held, "images as scans"), restore, seed)
             self.images[MEASURED] = torch.cat([again, seen, drawn])
         self.near = {way: Nearest(len(images), self.neighbours) for way, images in self.images.items()}
         self._compare()
@@ -496,6 +505,7 @@ class _Comparison:
 
     def dataset(self, held: NDArray[np.int64], attrs: dict[str, Any]) -> "xarray.Dataset":
         import xarray
+        from scipy.stats import false_discovery_control
 
         ours, theirs = slice(0, self.count), slice(self.count, self.count + len(held))
         columns: dict[str, list[Any]] = {}
@@ -509,14 +519,12 @@ class _Comparison:
             similarity, distance = near.similarity[:, 0].double().numpy(), near.relative_distance.numpy()
             scan = near.scan[:, 0].numpy()
             as_drawn = slice(-self.count, None) if way == MEASURED else ours
-            by_chance = chance(similarity[as_drawn], self._to_held(way), len(self.training.scans))
-            p = np.maximum(tail(distance[ours], distance[theirs]), by_chance)
+            p = chance(similarity[as_drawn], self._to_held(way), len(self.training.scans))
             closer = separate(-distance[ours], -distance[theirs])
             put(similarity=similarity[ours], held_similarity=similarity[theirs])
             put(distance=distance[ours], held_distance=distance[theirs])
             put(nearest=scan[as_drawn], held_nearest=scan[theirs], p_value=p)
-            nearer = distance[ours] < distance[theirs].min()
-            put(copy=nearer & (p < LEVEL / (self.count * len(self.ways))))
+            put(copy=false_discovery_control(p) < LEVEL / len(self.ways))
             put(quantiles=np.quantile(similarity[ours], QUANTILES))
             put(held_quantiles=np.quantile(similarity[theirs], QUANTILES))
             put(auc=closer.auc, auc_interval=closer.auc_interval, auc_p_value=closer.p_value)
@@ -541,7 +549,17 @@ def _features(features: Features, images: Tensor) -> Tensor:
     return found
 
 
-def remeasure(images: Tensor, held: Callable[[], Iterator[Measurement]], seed: int) -> Tensor:
+def _restoration(held: _Scans) -> Restoration:
+    """Total variation, with what predicts hidden rows of held-out scans best, where rows can be hidden."""
+    some = held.store.read(next(held.store.by_size(held.scans))[0][:TUNED])
+    lam = REGULARISATIONS[len(REGULARISATIONS) // 2]
+    with suppress(AmbientError), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the best value")  # an end of the grid is good enough
+        lam = tune_held_out(total_variation_batch, some, REGULARISATIONS)
+    return partial(total_variation_batch, lam=lam)
+
+
+def remeasure(images: Tensor, held: Callable[[], Iterator[Measurement]], restore: Restoration, seed: int) -> Tensor:
     """Images as they would be known from a scan: measured as held-out scans were, and reconstructed as these are.
 
     Parameters
@@ -550,13 +568,15 @@ def remeasure(images: Tensor, held: Callable[[], Iterator[Measurement]], seed: i
         ``(n, channel, *spatial)``.
     held
         Reads held-out scans, from the first on; when there are no more, it is called again.
+    restore
+        Makes images of scans.
     seed
         Seed of the noise.
 
     Returns
     -------
     Tensor
-        Regularised least squares images, like ``images``.
+        What is restored of them, like ``images``.
     """
     done: list[Tensor] = []
     start = 0
@@ -567,31 +587,13 @@ def remeasure(images: Tensor, held: Callable[[], Iterator[Measurement]], seed: i
                 break
             y = m.operator(images[start : start + len(m)])
             y = (y + m.noise * randn_like(y, stream(seed, _REMEASURED, start))) * m.operator.rows
-            done.append(cg_sense(Measurement(y, m.operator, m.noise_std)))
+            done.append(restore(Measurement(y, m.operator, m.noise_std)))
             start += len(m)
     return torch.cat(done)
 
 
-def tail(distance: Float, held: Float) -> Float:
-    """Chance that a held-out scan is as near as each image, by Gumbel's law (see the module).
-
-    Parameters
-    ----------
-    distance
-        Relative distances of images, ``(n,)``.
-    held
-        Those of held-out scans, ``(H,)``.
-    """
-    own, theirs = (-np.log(np.maximum(values, 1e-6)) for values in (distance, held))
-    scale = np.maximum(theirs.std(ddof=1) * np.sqrt(1 + 1 / len(theirs)), 1e-6)
-    out = np.euler_gamma + np.pi / np.sqrt(6) * (own - theirs.mean()) / scale
-    dof = len(theirs) - 1
-    p: Float = (1 + np.maximum(out, 0) / dof) ** -float(dof)
-    return p
-
-
 def chance(similarity: Float, held: Float, scans: int) -> Float:
-    """Chance that the nearest of some scans is as similar, if they are like held-out ones (see the module).
+    """Chance that one of some scans is as near to an image as its nearest, if they are like held-out ones.
 
     Parameters
     ----------
@@ -601,11 +603,17 @@ def chance(similarity: Float, held: Float, scans: int) -> Float:
         Of images to each held-out scan, ``(n, H)``.
     scans
         How many training scans there are.
-    """
-    from scipy.stats import t
 
-    own, theirs = (np.arctanh(values.clip(-1 + 1e-6, 1 - 1e-6)) for values in (similarity, held))
+    Returns
+    -------
+    array
+        ``p`` of each image (see the module), ``(n,)``.
+    """
     count = held.shape[1]
-    scale = np.maximum(theirs.std(1, ddof=1) * np.sqrt(1 + 1 / count), 1e-6)
-    p: Float = -np.expm1(scans * np.log1p(-t.sf((own - theirs.mean(1)) / scale, count - 1)))
+    k = max(NEAREST, count // NEAREST_PART)
+    own, theirs = (np.sqrt(2 - 2 * np.minimum(values, 1)).clip(CLOSEST) for values in (similarity, held))
+    theirs = np.sort(theirs, 1)[:, :k]
+    dimension = 1 / max(float(np.log(theirs[:, -1:] / theirs[:, :-1]).mean()), CLOSEST)
+    expected = scans / count * (own / theirs[:, -1]) ** dimension
+    p: Float = -np.expm1(-k * np.log1p(expected))
     return p

@@ -18,7 +18,8 @@ the same way, without taking means.
 for :math:`n_i` measured real components and :math:`q` components of the factor (2 for complex images, of which it is
 any complex number; 1 for real ones, of which it is not negative). What noise adds on average is taken off, so that
 :math:`c_i` estimates the correlation of :math:`A_i x` with the noiseless :math:`A_i x_i` for an :math:`x` that knows
-nothing of the noise; it is cut to 0 to 1, and 0 where a scan does not stand out of its noise. For a copy of
+nothing of the noise. It is 0 where a scan does not stand out of its noise, and at most
+:math:`1 - \sqrt{n_i / 2} / (\|y_i\|^2 - n_i)`, one standard deviation of its error for a copy below 1. For a copy of
 :math:`x_i` the residual :math:`r_i` is 1: one standard deviation of the noise apart.
 
 **Relative distance.** Images without detail resemble every scan, and copy none. What tells a copy is one scan that is
@@ -127,4 +128,5 @@ def agreement(images: Tensor, scan: Measurement) -> tuple[Tensor, Tensor]:
     signal = energy - measured
     if signal <= DETECTED * (2 * measured) ** 0.5:
         return torch.zeros_like(fitted), residual
-    return ((fitted - free) / signal).clamp(0, 1).sqrt(), residual
+    told = 1 - (measured / 2) ** 0.5 / signal
+    return ((fitted - free) / signal).clamp_min(0).sqrt().clamp_max(told), residual

@@ -18,9 +18,10 @@ from ambient_sci import cli
 from ambient_sci.audit import audit_prior, infer_membership
 from ambient_sci.audit.figure import audit_figure
 from ambient_sci.audit.membership import DRAWS, scan_losses
-from ambient_sci.audit.run import chance, remeasure, tail
+from ambient_sci.audit.run import chance, remeasure
 from ambient_sci.audit.similarity import Nearest, agreement, correlation
 from ambient_sci.audit.statistics import auc_interval, rate_interval, separate
+from ambient_sci.baselines import cg_sense
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets import Store, open_store, simulate
 from ambient_sci.denoise import Denoiser, GaussianDenoiser, GaussianMixtureDenoiser
@@ -281,7 +282,7 @@ def test_images_are_remeasured_like_held_out_scans(unknown: Scans) -> None:
             yield unknown.held.read(slice(start, min(start + 16, HELD)))
 
     known = images(HELD + 8, 5)
-    again = remeasure(known, read, seed=0)
+    again = remeasure(known, read, cg_sense, seed=0)
     m = unknown.held.read(slice(None))
     assert again.shape == known.shape
     first = again[:HELD]
@@ -296,29 +297,23 @@ def test_images_are_remeasured_like_held_out_scans(unknown: Scans) -> None:
 # ---------------------------------------------------------------------------------------------------------- statistics
 
 
-def test_a_near_copy_is_claimed_as_rarely_as_stated() -> None:
-    """Distances of the nearest of many vectors, honest on both sides."""
+@pytest.mark.parametrize(("held", "training"), [(8, 200), (64, 200), (200, 64)])
+def test_a_near_copy_is_claimed_as_rarely_as_stated(held: int, training: int) -> None:
+    """Images on a sphere of 7 dimensions, of a density of its own for images and for scans."""
     rng = np.random.default_rng(0)
-    values = torch.from_numpy(rng.standard_normal((4000, 20))).float()
-    near = Nearest(len(values), 20)
-    others = torch.from_numpy(rng.standard_normal((200, 20))).float()
-    near.add(correlation(values, others), torch.arange(200))
-    distance = near.relative_distance.numpy()
-    for held in (8, 64):
-        claims = 0
-        for _ in range(400):
-            some = rng.choice(distance, held + 64, replace=False)
-            p = tail(some[held:], some[:held])
-            claims += bool((p < 0.05 / 64).any())
-        assert claims / 400 <= 0.07
-    white = rng.standard_normal((4000, 264))
-    nearest, scans = np.tanh(0.2 * white[:, :64].max(1)), np.tanh(0.2 * white[:, 64:])
-    p = chance(nearest, scans, 64)
-    assert np.mean(p < 0.05) == pytest.approx(0.05, abs=0.015)
-    assert np.mean(p < 0.5) == pytest.approx(0.5, abs=0.03)
-    assert np.mean(chance(nearest, scans[:, :8], 64) < 0.05) < 0.05  # few scans claim less
-    assert tail(np.array([1e-3]), distance[:16])[0] < 1e-6
-    assert tail(np.array([1.2]), distance[:16])[0] == 1
+    chances = []
+    for _ in range(40):
+        scans = torch.from_numpy(rng.standard_normal((held + training, 8))).float()
+        drawn = torch.from_numpy(rng.standard_normal((40, 8)) * np.linspace(0.5, 2, 8)).float()
+        similarity = correlation(drawn, scans, centred=False).double().numpy()
+        chances.append(chance(similarity[:, held:].max(1), similarity[:, :held], training))
+    p = np.concatenate(chances)
+    for level in (0.5, 0.1, 0.01):
+        assert np.mean(p < level) < 2 * level
+    if held > 8:
+        assert np.mean(p < 0.1) > 0.02
+    copy = chance(np.full(40, 1 - 1e-5), similarity[:, :held], training)
+    assert copy.max() < 1e-5
 
 
 def test_intervals_of_areas_hold_the_known_value() -> None:
