@@ -28,7 +28,7 @@ def audit_figure(audits: "Mapping[str, PriorAudit]") -> "Figure":
     Parameters
     ----------
     audits
-        One audit, or several that were made with the same held-out scans, by name.
+        One audit, or several with the same training and held-out scans, by name.
     """
     first = next(iter(audits.values()))
     spaces = [str(space) for space in first.dataset["space"].to_numpy()]

@@ -30,6 +30,7 @@ from ambient_sci.audit.statistics import Separation, separate
 from ambient_sci.baselines import cg_sense
 from ambient_sci.check.gaussian import noise_of
 from ambient_sci.denoise import per_image
+from ambient_sci.errors import ConfigError
 from ambient_sci.measurement import Measurement
 from ambient_sci.methods.base import turn
 from ambient_sci.objectives import ambient_loss, corruption, denoising_loss
@@ -107,7 +108,17 @@ def infer_membership(
         A prior that learned from other scans of the same kind, for the second attack.
     seed
         Of noise and hidden rows.
+
+    Raises
+    ------
+    ConfigError
+        If only one of prior and reference restores measurements: their losses are different things.
     """
+    if reference is not None and reference.config.restores != prior.config.restores:
+        raise ConfigError(
+            f"reference must have a loss like the prior's, of method {prior.config.method!r}, got one of method "
+            f"{reference.config.method!r}"
+        )
     kind, losses = "", []
     for scans in (members, others):
         ours: list[Tensor] = []

@@ -402,6 +402,8 @@ def test_ambient_networks_are_attacked_by_their_own_loss(unknown: Scans) -> None
     found = audit_prior(prior, unknown.training, unknown.held, **{**QUICK, "count": 8, "steps": 3})
     assert found.membership.kind == "ambient"
     assert 0.3 < membership(found)[0] < 0.7  # untrained
+    with pytest.raises(ConfigError, match="of method 'ambient', got one of method 'em'"):
+        infer_membership(prior, [], [], reference=honest())
     m = unknown.training.read(slice(0, 4))
     losses = [infer_membership(prior, [(m, None)], [(m, None)], seed=seed).members for seed in (0, 0, 1)]
     np.testing.assert_array_equal(losses[0], losses[1])
