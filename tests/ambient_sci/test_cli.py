@@ -26,7 +26,19 @@ QUICK = ("--steps", 3, "--quiet", "--device", "cpu")
 MEASURE = ("--coils", 3, "--acceleration", 2, "--calibration", 4, "--quiet")
 IMPORTS = [f"import {name}" for name in ("array", "bart", "fastmri", "ismrmrd", "ms", "uvfits", "uvh5")]
 STORES = ["simulate", *IMPORTS, "info", "check", "convert", "validate"]
-COMMANDS = ["demo", *STORES, "train", "finetune", "sample", "reconstruct", "evaluate", "figure", "view", "export"]
+COMMANDS = [
+    "demo",
+    *STORES,
+    "train",
+    "finetune",
+    "sample",
+    "audit",
+    "reconstruct",
+    "evaluate",
+    "figure",
+    "view",
+    "export",
+]
 
 
 @pytest.fixture
