@@ -2,7 +2,7 @@
 
 A run folder holds ``config.json`` (the resolved options), ``checkpoint.safetensors`` (everything that resuming needs),
 ``prior.safetensors`` (the averaged weights, all that reconstruction needs), ``log.jsonl`` and ``samples.png``
-(`ambient_sci.logs`). No pickle is ever read.
+(`ambient_sci.logs`), and ``README.md`` (`ambient_sci.model_card`). No pickle is ever read.
 """
 
 import contextlib

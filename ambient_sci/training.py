@@ -15,12 +15,14 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ambient_sci.config import TrainConfig
+from ambient_sci.datasets.describe import describe
 from ambient_sci.datasets.store import Store, open_store
 from ambient_sci.distributed import agree, equalise, is_sharded, join, main, obey_signals, wait, whole
 from ambient_sci.errors import ConfigError, DataError
 from ambient_sci.finetuning import adapt, check_fits, effective_weights, make_optimizer, measure
 from ambient_sci.logs import Log
 from ambient_sci.methods import METHODS
+from ambient_sci.model_card import write_model_card
 from ambient_sci.network import best_precision
 from ambient_sci.pretrained.denoiser import PretrainedNetwork
 from ambient_sci.prior import Prior, build_denoiser, earlier_network, resolve_device, saved_prior
@@ -111,6 +113,13 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
     def enough(stalled: int) -> bool:
         return config.patience is not None and agree(stalled) >= config.patience
 
+    facts = describe(store).facts if main() else {}
+
+    def keep() -> None:
+        state.save(run)
+        if main():
+            write_model_card(run, state.prior, facts)
+
     log = Log(config, training, validation, state.seen, progress)
     with Signals(), log:
         try:
@@ -138,11 +147,11 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
                     record = {"images": state.seen, "loss": mean, "gradient": norm, "rate": rate}
                     log.write(record | {"seconds": round(state.seconds, 3)}, state.prior if look else None)
                 if due(config.checkpoint) or enough(log.stalled):
-                    state.save(run)
+                    keep()
                 obey_signals()
         except Interrupted as stop:
             if state.seen > state.saved:
-                state.save(run)
+                keep()
             wait()  # or the launcher, seeing one process end, may kill the one that writes
             raise stop.obeyed() from None
     return state.prior

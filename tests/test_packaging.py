@@ -160,7 +160,7 @@ LINES = [
     "baselines, stationary, "
     "evaluate.metrics, evaluate.predictive, evaluate.calibration, evaluate.figures, plot, report",
     "datasets",
-    "methods, warm_start, validation, runs, steps, logs, finetuning, training, reconstruction, "
+    "methods, warm_start, validation, runs, steps, logs, model_card, finetuning, training, reconstruction, "
     "evaluate.compare, evaluate.held_out, check, audit, viewer",
     "demo",
     "cli, cli_import",

@@ -107,7 +107,7 @@ def test_the_whole_path(method: str, command: Command, images: dict[str, Path], 
 
     out, _ = command("train", "scans.zarr", "--out", "run", "--method", method, *TRAIN)
     assert out == "wrote run: 64 images seen\n"
-    files = {"config.json", "checkpoint.safetensors", "prior.safetensors", "log.jsonl", "samples.png"}
+    files = {"config.json", "checkpoint.safetensors", "prior.safetensors", "log.jsonl", "samples.png", "README.md"}
     assert set(os.listdir("run")) == files
 
     out, _ = command("sample", "run", "--count", 3, "--out", "samples", *QUICK)

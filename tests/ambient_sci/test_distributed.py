@@ -126,7 +126,14 @@ def test_one_process_writes_and_speaks(folder: Path) -> None:
     assert "training (" not in (folder / "said.txt").read_text()
     for name in RUNS:
         files = {path.name for path in (folder / name).iterdir()}
-        assert files == {"config.json", "checkpoint.safetensors", "prior.safetensors", "log.jsonl", "samples.png"}
+        assert files == {
+            "config.json",
+            "checkpoint.safetensors",
+            "prior.safetensors",
+            "log.jsonl",
+            "samples.png",
+            "README.md",
+        }
 
 
 def test_a_signal_to_one_process_stops_all(folder: Path) -> None:

@@ -686,7 +686,7 @@ def test_an_interrupted_training_leaves_its_last_checkpoint(
         interrupted(patch, "ambient_sci.methods.base.denoising_loss", 4)
         said = refused(*longer, "--out", "run", status=130)
     assert said == "interrupted; the same command resumes a training, an import or a reconstruction"
-    files = {"config.json", "checkpoint.safetensors", "prior.safetensors", "log.jsonl", "samples.png"}
+    files = {"config.json", "checkpoint.safetensors", "prior.safetensors", "log.jsonl", "samples.png", "README.md"}
     assert set(os.listdir("run")) == files
     assert load_prior("run").images == 48
     command(*longer, "--out", "run")

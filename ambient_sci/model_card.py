@@ -1,0 +1,110 @@
+"""The page beside a prior that says what it was learned from, what was checked, and where it ends.
+
+It is the run's ``README.md``, in the form that model hubs read: a block of YAML, then Markdown. Nothing of it is
+known only here. Where the store lies is left out, so that the page can go wherever the prior goes.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ambient_sci.checkpoint import replacing
+from ambient_sci.prior import Prior
+
+__all__ = ["NAME", "model_card", "write_model_card"]
+
+NAME = "README.md"
+MARK = "<!-- written in training; without this line it is left as it is -->"
+PRIVATE = ("store", "fingerprint")  # facts of a store that say where it is, or that are said elsewhere
+FRONT = """---
+library_name: ambient-sci
+tags:
+- diffusion
+- inverse-problems
+- uncertainty
+---
+"""
+LIMITS = """- It knows nothing about images of another kind, nor about scans of another instrument, noise or way of
+  measuring. `ambient-sci validate RUN SCANS` says whether measured data agree with it, without known images.
+- What no scan has measured, it cannot have learned. `ambient-sci check SCANS` says what that is.
+- Errors of coil maps, calibration or noise levels are in what it learned.
+- It may remember scans that it learned from. `ambient-sci audit RUN SCANS` looks for copies.
+- Not a medical device."""
+
+
+def model_card(prior: Prior, store: Mapping[str, Any], log: list[dict[str, Any]]) -> str:
+    """Markdown of the page.
+
+    Parameters
+    ----------
+    prior
+        As it is now.
+    store
+        Facts about its store (`ambient_sci.datasets.describe`).
+    log
+        Lines of the training's log.
+    """
+    config = prior.config
+    known = "references, which only a simulation has" if config.method == "oracle" else "measurements alone"
+    if config.clean is not None:
+        known = "measurements and some clean images"
+    images = f"{'complex' if prior.is_complex else 'real'}, {' x '.join(map(str, prior.image_shape))}"
+    learned = {
+        "method": config.method,
+        "images": f"{images} (channels first)",
+        "images shown": f"{prior.images:,} of {config.images:,}",
+        "begun with": config.pretrained or (config.start_from and config.start_from.name),
+        "weights": f"{sum(weight.numel() for weight in prior.denoiser.parameters()):,}",
+        "standard deviation of images": f"{prior.sigma_data:.4g} per real component, after scaling",
+        "seed": config.seed,
+        "fingerprint of the weights": prior.fingerprint(),
+    }
+    data = {name: value for name, value in store.items() if name not in PRIVATE}
+    data["fingerprint"] = prior.trained_on.get("fingerprint")
+    seen = [line for line in log if "chi_square" in line]
+    checks = "No scan was set aside to check it on."
+    if seen:
+        checks = (
+            f"Rows of scans that were set aside are predicted with a chi-square of {seen[-1]['chi_square']:.4g} after "
+            f"{seen[-1]['images']:,} images; noise alone would leave 1."
+        )
+    return "\n".join(
+        [
+            f"{FRONT}{MARK}",
+            f"# A diffusion prior learned from {known}",
+            "",
+            _table(learned),
+            "## Data",
+            "",
+            _table(data),
+            "## Checks",
+            "",
+            f"{checks}\n",
+            "## Limits",
+            "",
+            f"{LIMITS}\n",
+            "## Use",
+            "",
+            '```python\nfrom ambient_sci import reconstruct\n\nposterior = reconstruct("RUN", "SCANS", samples=8)\n```',
+            "",
+        ]
+    )
+
+
+def write_model_card(run: Path, prior: Prior, store: Mapping[str, Any]) -> None:
+    """Write it into the folder of a run, unless somebody has written another one there."""
+    path = run / NAME
+    if path.exists() and MARK not in path.read_text(errors="replace"):
+        return
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    with replacing(path) as partial:
+        partial.write_text(model_card(prior, store, log))
+
+
+def _table(facts: Mapping[str, Any]) -> str:
+    """Two columns; what is not known is left out."""
+    cells = [
+        (name, str(value).replace("|", "\\|").replace("\n", " ")) for name, value in facts.items() if value is not None
+    ]
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in cells), ""])
