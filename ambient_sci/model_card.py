@@ -104,7 +104,6 @@ def write_model_card(run: Path, prior: Prior, store: Mapping[str, Any]) -> None:
 
 def _table(facts: Mapping[str, Any]) -> str:
     """Two columns; what is not known is left out."""
-    cells = [
-        (name, str(value).replace("|", "\\|").replace("\n", " ")) for name, value in facts.items() if value is not None
-    ]
+    known = {name: str(value) for name, value in facts.items() if value is not None}
+    cells = [(name, value.replace("|", "\\|").replace("\n", " ")) for name, value in known.items()]
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in cells), ""])
