@@ -119,6 +119,9 @@ class TrainConfig(BaseModel):
         "mixed",
         description="em: euler narrows samples, multistep widens those of a poor prior; mixed: one, then the other",
     )
+    em_power: bool = Field(
+        True, description="em: bring images to the power that was measured, at each frequency of Cartesian k-space"
+    )
     em_relaxation: float = Field(
         1.0, ge=0, description="em: how far ahead of itself a lap takes the prior, at most, in steps of the last lap"
     )

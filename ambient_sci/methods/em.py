@@ -23,6 +23,10 @@ their variance and more, lap after lap, and multistep ones nothing, with an exac
 still poor it is the other way round that helps: what its noise leaves in the samples, Euler steps take away. So laps
 of the first half take Euler steps, and those of the second half multistep ones.
 
+Few steps, and a prior that has learned from images with too little power, leave too little in the fine half of k-space,
+where the data hardly pull against it. What was measured says how much there is, and images are brought to it
+(`ambient_sci.methods.power`).
+
 Expectation-maximisation gains in each lap a part of what is left to gain, in much the same direction. So samples are
 drawn under weights further along, where the last lap was going (over-relaxation; Salakhutdinov and Roweis 2003, ICML),
 
@@ -48,6 +52,7 @@ from ambient_sci.distributed import share_out
 from ambient_sci.errors import ConfigError
 from ambient_sci.measurement import Measurement, randn_like
 from ambient_sci.methods.base import ImageLearner
+from ambient_sci.methods.power import match_power
 from ambient_sci.methods.starts import CHUNK, chunks_of, every_scan, starting_images
 from ambient_sci.objectives import denoising_loss
 from ambient_sci.posterior.ambient import AmbientDenoiser, restore
@@ -81,7 +86,8 @@ class EMLearner(ImageLearner):
 
     def first_images(self) -> Tensor:
         """Reconstructions to start from."""
-        return starting_images(self.store, self.config.em_start or "tv", self.config.seed, self.progress)
+        images = starting_images(self.store, self.config.em_start or "tv", self.config.seed, self.progress)
+        return match_power(self.store, images, super().scans()) if self.config.em_power else images
 
     def scans(self) -> NDArray[np.int64]:
         """Those that have posterior samples; before the first lap all, which have reconstructions."""
@@ -100,6 +106,9 @@ class EMLearner(ImageLearner):
             )
             ahead = relaxed(prior, self.previous, self.images) if steady else prior
             self.images = posterior_images(ahead, self.store, self.images, self.drawn, self.progress)
+            if self.config.em_power:
+                scans = lap_scans(self.config, len(self.store), self.drawn)
+                self.images = match_power(self.store, self.images, scans)
             self.previous = {name: value.cpu().clone() for name, value in prior.denoiser.state_dict().items()}
             self.drawn += 1
             self.order(seen)
