@@ -122,9 +122,6 @@ class TrainConfig(BaseModel):
     em_power: bool = Field(
         True, description="em: bring images to the power that was measured, at each frequency of Cartesian k-space"
     )
-    em_relaxation: float = Field(
-        1.0, ge=0, description="em: how far ahead of itself a lap takes the prior, at most, in steps of the last lap"
-    )
     em_iterations: int = Field(2, ge=1, description="em: conjugate gradient iterations of the posterior samples")
 
     @property

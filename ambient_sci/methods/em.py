@@ -26,20 +26,7 @@ of the first half take Euler steps, and those of the second half multistep ones.
 Few steps, and a prior that has learned from images with too little power, leave too little in the fine half of k-space,
 where the data hardly pull against it. What was measured says how much there is, and images are brought to it
 (`ambient_sci.methods.power`).
-
-Expectation-maximisation gains in each lap a part of what is left to gain, in much the same direction. So samples are
-drawn under weights further along, where the last lap was going (over-relaxation; Salakhutdinov and Roweis 2003, ICML),
-
-.. math:: \theta' = \bar\theta_k + \omega \, (\bar\theta_k - \bar\theta_{k-1})
-
-with :math:`\bar\theta_k` the averaged weights at lap :math:`k`. That costs next to nothing, where a lap costs thousands
-of images. How far networks can be extrapolated differs: :math:`\omega` is halved until they denoise the images at hand
-nearly as well as before.
 """
-
-import copy
-import dataclasses
-from typing import Any
 
 import numpy as np
 import torch
@@ -50,28 +37,21 @@ from ambient_sci.config import TrainConfig
 from ambient_sci.datasets.store import Store
 from ambient_sci.distributed import share_out
 from ambient_sci.errors import ConfigError
-from ambient_sci.measurement import Measurement, randn_like
+from ambient_sci.measurement import Measurement
 from ambient_sci.methods.base import ImageLearner
 from ambient_sci.methods.power import match_power
-from ambient_sci.methods.starts import CHUNK, chunks_of, every_scan, starting_images
-from ambient_sci.objectives import denoising_loss
+from ambient_sci.methods.starts import chunks_of, every_scan, starting_images
 from ambient_sci.posterior.ambient import AmbientDenoiser, restore
 from ambient_sci.posterior.draw import draw_posterior
 from ambient_sci.prior import Prior, load_prior
 from ambient_sci.sample import Solver
-from ambient_sci.schedule import training_levels
-from ambient_sci.seeding import rng_for, stream
+from ambient_sci.seeding import rng_for
 from ambient_sci.warm_start import earlier_options
 
-__all__ = ["EMLearner", "lap_count", "lap_scans", "lap_starts", "posterior_images", "relaxed"]
+__all__ = ["EMLearner", "lap_count", "lap_scans", "lap_starts", "posterior_images"]
 
 LAP = 6000  # images: a network takes so many to follow samples that have changed
 FEWEST = 32  # scans of a lap
-PREVIOUS = "previous."  # before the names of weights in a checkpoint
-JUDGED = 256  # images on which weights ahead of the average are tried
-WORSE = 1.1  # times the loss that they may have
-HALVINGS = 4  # of the step ahead that are tried
-_RELAXED = 0x6D  # purpose of a stream
 FINEST = 0.03  # level of noise below which few steps are better not spent
 
 
@@ -82,12 +62,11 @@ class EMLearner(ImageLearner):
         super().__init__(config, store, progress)
         self.starts = lap_starts(config)
         self.drawn = 0
-        self.previous: dict[str, Tensor] = {}  # averaged weights at the last lap
 
     def first_images(self) -> Tensor:
         """Reconstructions to start from."""
         images = starting_images(self.store, self.config.em_start or "tv", self.config.seed, self.progress)
-        return match_power(self.store, images, super().scans()) if self.config.em_power else images
+        return self._matched(images, super().scans())
 
     def scans(self) -> NDArray[np.int64]:
         """Those that have posterior samples; before the first lap all, which have reconstructions."""
@@ -96,35 +75,27 @@ class EMLearner(ImageLearner):
     def prepare(self, seen: int, prior: Prior) -> None:
         """Draw the samples of a lap that is due."""
         if self.images is None and (self.config.start_from is not None or self.config.em_start == "prior"):
-            self.images = _earlier_images(prior, self.store, self.progress)
+            self.images = self._matched(_earlier_images(prior, self.store, self.progress), super().scans())
         super().prepare(seen, prior)
         while self.drawn < len(self.starts) and seen >= self.starts[self.drawn]:
             assert self.images is not None
-            # what a lap of the other solver changed goes no further by itself
-            steady = self.drawn < 2 or lap_solver(self.config, self.drawn - 1) == lap_solver(
-                self.config, self.drawn - 2
-            )
-            ahead = relaxed(prior, self.previous, self.images) if steady else prior
-            self.images = posterior_images(ahead, self.store, self.images, self.drawn, self.progress)
-            if self.config.em_power:
-                scans = lap_scans(self.config, len(self.store), self.drawn)
-                self.images = match_power(self.store, self.images, scans)
-            self.previous = {name: value.cpu().clone() for name, value in prior.denoiser.state_dict().items()}
+            drawn = posterior_images(prior, self.store, self.images, self.drawn, self.progress)
             self.drawn += 1
+            self.images = self._matched(drawn, self.scans())
             self.order(seen)
 
+    def _matched(self, images: Tensor, scans: NDArray[np.int64]) -> Tensor:
+        """Bring images of some scans to the power that was measured, unless that is not wanted."""
+        return match_power(self.store, images, scans) if self.config.em_power else images
+
     def state(self) -> dict[str, Tensor]:
-        """Keep the samples, the number of laps and the weights at the last one."""
-        previous = {PREVIOUS + name: value for name, value in self.previous.items()}
-        return super().state() | {"drawn": torch.tensor(self.drawn)} | previous
+        """Keep the samples, and the number of laps."""
+        return super().state() | {"drawn": torch.tensor(self.drawn)}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take up samples and laps of a checkpoint."""
         super().load(state)
         self.drawn = int(state["drawn"])
-        self.previous = {
-            name.removeprefix(PREVIOUS): value for name, value in state.items() if name.startswith(PREVIOUS)
-        }
 
 
 def lap_starts(config: TrainConfig) -> list[int]:
@@ -172,40 +143,6 @@ def lap_solver(config: TrainConfig, lap: int) -> Solver:
     if config.em_solver != "mixed":
         return config.em_solver
     return "multistep" if 2 * (lap + 1) > lap_count(config) else "euler"
-
-
-def relaxed(prior: Prior, previous: dict[str, Tensor], images: Tensor) -> Prior:
-    """Take the prior further along the way that it went since it had the ``previous`` weights, if there are any.
-
-    Parameters
-    ----------
-    prior
-        With the averaged weights of now; as it is returned if no step ahead denoises well.
-    previous
-        Those at the last lap.
-    images
-        Images that it learns from, some of which it has to denoise nearly as well as before.
-    """
-    if not previous or prior.config.em_relaxation == 0:
-        return prior
-    ahead, now = copy.deepcopy(prior.denoiser), prior.denoiser.state_dict()
-    generator = stream(prior.config.seed, _RELAXED)
-    some = images[rng_for(prior.config.seed, _RELAXED).permutation(len(images))[:JUDGED]].to(prior.device)
-    sigma = training_levels(len(some), prior.sigma_data, generator).to(prior.device)
-    noise = randn_like(some, generator)
-
-    def loss(denoiser: Any) -> float:
-        with torch.no_grad():
-            parts = zip(some.split(CHUNK), sigma.split(CHUNK), noise.split(CHUNK), strict=True)
-            return float(torch.cat([denoising_loss(denoiser, x, s, prior.sigma_data, n) for x, s, n in parts]).mean())
-
-    allowed, omega = WORSE * loss(prior.denoiser), prior.config.em_relaxation
-    for _ in range(HALVINGS):
-        ahead.load_state_dict({name: value + omega * (value - previous[name].to(value)) for name, value in now.items()})
-        if loss(ahead) <= allowed:
-            return dataclasses.replace(prior, denoiser=ahead)
-        omega /= 2
-    return prior
 
 
 def posterior_images(prior: Prior, store: Store, images: Tensor, lap: int, progress: bool) -> Tensor:

@@ -1,7 +1,6 @@
 """Methods that learning from measurements is compared with, and what any training can be mixed with or begin from."""
 
 import dataclasses
-import math
 import warnings
 from functools import partial
 from pathlib import Path
@@ -15,16 +14,14 @@ from torch import Tensor, nn
 from ambient_sci.baselines import l1_wavelet_batch, total_variation_batch, tune_held_out
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets import open_store, simulate
-from ambient_sci.denoise import Denoiser
 from ambient_sci.errors import ConfigError, NotFoundError
 from ambient_sci.methods import METHODS
 from ambient_sci.methods.base import ImageLearner
-from ambient_sci.methods.em import EMLearner, relaxed
+from ambient_sci.methods.em import EMLearner
 from ambient_sci.methods.gan import AmbientGANLearner
 from ambient_sci.posterior.ambient import restore
 from ambient_sci.posterior.draw import draw_posterior
-from ambient_sci.prior import Prior, build_denoiser, load_prior
-from ambient_sci.schedule import MEAN, SPREAD
+from ambient_sci.prior import build_denoiser, load_prior
 from ambient_sci.training import train
 from ambient_sci.warm_start import earlier_options, warm_start
 
@@ -226,38 +223,3 @@ def test_em_after_a_run_that_restores_has_weights_of_its_own(
     warm_start(new, config)
     same = all(torch.equal(value, before[name]) for name, value in new.state_dict().items())
     assert same == (load_prior(run_path, device="cpu").config.method == "ambient")
-
-
-class Shrinks(Denoiser):
-    """``gain * x``: of images of unit variance the best gain at noise ``s`` is ``1 / (1 + s^2)``."""
-
-    def __init__(self, gain: float) -> None:
-        super().__init__()
-        self.sigma_data = 1.0
-        self.gain = nn.Parameter(torch.tensor(gain))
-
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.gain * x
-
-
-def test_a_lap_goes_ahead_as_far_as_images_are_denoised_as_well(tmp_path: Path) -> None:
-    config = TrainConfig(store=tmp_path, out=tmp_path, em_relaxation=1.0)
-    images = torch.randn(300, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-
-    def ahead(before: float, now: float) -> float:
-        prior = Prior(Shrinks(now), (1, 4, 4), False, config, {}, 0)
-        gain = relaxed(prior, {"gain": torch.tensor(before)}, images).denoiser.state_dict()["gain"]
-        assert float(prior.denoiser.state_dict()["gain"]) == pytest.approx(now)
-        assert relaxed(prior, {}, images) is prior
-        return float(gain)
-
-    def loss(gain: float) -> float:
-        """Expected one, with the moments of log-normal levels."""
-        square, inverse = (math.exp(2 * sign * MEAN + 2 * SPREAD**2) for sign in (1, -1))
-        return gain**2 * (1 + square) + (1 - gain) ** 2 * (1 + inverse)
-
-    assert loss(0.4) < loss(0.3)
-    assert ahead(0.2, 0.3) == pytest.approx(0.4)  # one step of the last lap further
-    assert loss(1.6) > 5 * loss(0.9) > 2 * loss(0.98)
-    assert 0.9 < ahead(0.2, 0.9) < 1.1  # not so far
-    assert ahead(-20.0, 0.3) == pytest.approx(0.3)  # and from here everywhere it is worse
