@@ -184,7 +184,9 @@ def test_em_begins_with_what_an_earlier_prior_makes_of_the_scans(
     """Posterior samples, or the restorations of a network that restores."""
     earlier = load_prior(run_path, device="cpu")
     store = open_store(store_path)
-    config = TrainConfig(store=store_path, out=tmp_path, start_from=run_path, **{**small, "device": "cpu"})
+    config = TrainConfig(
+        store=store_path, out=tmp_path, start_from=run_path, em_power=False, **{**small, "device": "cpu"}
+    )
     learner = EMLearner(config, store, False)
     learner.prepare(0, dataclasses.replace(earlier, config=config))  # training has taken over the weights
     images = learner.images
