@@ -86,7 +86,7 @@ class EMLearner(ImageLearner):
 
     def _matched(self, images: Tensor, scans: NDArray[np.int64]) -> Tensor:
         """Bring images of some scans to the power that was measured, unless that is not wanted."""
-        return match_power(self.store, images, scans) if self.config.em_power else images
+        return match_power(self.store, images, scans, self.progress) if self.config.em_power else images
 
     def state(self) -> dict[str, Tensor]:
         """Keep the samples, and the number of laps."""

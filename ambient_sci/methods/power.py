@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ambient_sci.datasets.store import Store
 from ambient_sci.methods.starts import chunks_of
@@ -36,7 +37,7 @@ MOST = 2.0  # times the amplitude, at most
 CERTAIN = 3.0  # standard errors that the power of a signal is above zero
 
 
-def match_power(store: Store, images: Tensor, scans: NDArray[np.int64]) -> Tensor:
+def match_power(store: Store, images: Tensor, scans: NDArray[np.int64], progress: bool = False) -> Tensor:
     """Bring the images of some scans to the power that these scans measured.
 
     Parameters
@@ -47,6 +48,8 @@ def match_power(store: Store, images: Tensor, scans: NDArray[np.int64]) -> Tenso
         One of each scan of the store, in normalised units.
     scans
         Numbers of those to learn the power from, and to change.
+    progress
+        Show a progress bar.
 
     Returns
     -------
@@ -61,7 +64,7 @@ def match_power(store: Store, images: Tensor, scans: NDArray[np.int64]) -> Tenso
     sums = {name: torch.zeros(spatial, dtype=torch.float64) for name in names}  # over scans, at each position
 
     chunks = list(chunks_of(store, scans))
-    for chunk in chunks:
+    for chunk in tqdm(chunks, desc="measured power", unit="batch", disable=not progress):
         m = store.read(chunk)
         rows = m.operator.rows.expand(m.y.shape)
         power, here = centred_fft(images[chunk], axes).abs().square(), _positions(m.operator.rows, spatial)
