@@ -159,6 +159,8 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
 
 def _earlier_header(config: TrainConfig, started: bool) -> dict[str, Any] | None:
     """Header of the prior whose pretrained network goes on learning: of this run, or of an earlier one."""
+    if config.pretrained is None and config.start_from is None:  # a network of its own, and nothing to read
+        return None
     if started and (config.out / "prior.safetensors").exists():
         run = config.out
     elif config.start_from is not None and config.pretrained is None:
