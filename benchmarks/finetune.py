@@ -36,11 +36,11 @@ from ambient_sci.evaluate.metrics import coverage_interval, nrmse
 from ambient_sci.posterior.draw import draw_posterior
 from ambient_sci.prior import Prior
 from ambient_sci.seeding import rng_for
+from benchmarks.readme import write_section
 
 __all__ = ["METHODS", "draw", "learn", "pretrain", "score", "table"]
 
 ROOT = Path(__file__).parent
-MARKERS = ("<!-- finetune -->\n", "<!-- /finetune -->")
 METHODS = ("untouched", "full", "lora", "last", "same", "scratch")
 SAMPLES = 8
 KEEP, NOISE = 0.5, 0.05
@@ -161,16 +161,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "pixels inside 90% intervals of 8 samples.", ""])
 
 
-def write(text: str, readme: Path) -> None:
-    """Put the table between the markers of a Markdown file."""
-    before, opening, rest = readme.read_text().partition(MARKERS[0])
-    _, closing, after = rest.partition(MARKERS[1])
-    if not opening or not closing:
-        raise SystemExit(f"error: {readme} lacks the markers {' and '.join(marker.strip() for marker in MARKERS)}")
-    with replacing(readme) as partial:
-        partial.write_text(before + opening + text + closing + after)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Learn and score what is not in the results yet, and make the table."""
     parser = argparse.ArgumentParser(
@@ -216,7 +206,7 @@ def main(argv: list[str] | None = None) -> None:
             rows[-1]["seconds"] = round(took, 1)
             with replacing(options.results) as partial:  # prior by prior, for a run that is interrupted
                 partial.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
-    write(table(rows), options.readme)
+    write_section(options.readme, "finetune", table(rows))
 
 
 if __name__ == "__main__":

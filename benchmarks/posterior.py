@@ -53,6 +53,7 @@ from ambient_sci.sample import Solver, sample
 from ambient_sci.schedule import edm_levels
 from ambient_sci.seeding import stream
 from benchmarks.learning.laws import LAWS, SIZE
+from benchmarks.readme import write_section
 
 __all__ = [
     "CASES",
@@ -66,7 +67,6 @@ __all__ = [
     "sliced",
     "small_case",
     "table",
-    "write",
 ]
 
 ROOT = Path(__file__).parent
@@ -445,17 +445,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def write(text: str, readme: Path, section: str = "posterior") -> None:
-    """Put the table between the markers of a Markdown file."""
-    first, last = f"<!-- {section} -->", f"<!-- /{section} -->"
-    before, opening, rest = readme.read_text().partition(first + "\n")
-    _, closing, after = rest.partition(last)
-    if not opening or not closing:
-        raise SystemExit(f"error: {readme} lacks the markers {first} and {last}")
-    with replacing(readme) as partial:
-        partial.write_text(before + opening + text + closing + after)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Measure the cases and make the table."""
     parser = argparse.ArgumentParser(
@@ -478,7 +467,7 @@ def main(argv: list[str] | None = None) -> None:
         rows.sort(key=lambda row: list(CASES).index(row["case"]))
         with replacing(options.results) as partial:  # case by case, for a run that is interrupted
             partial.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
-    write(table(rows), options.readme)
+    write_section(options.readme, "posterior", table(rows))
 
 
 if __name__ == "__main__":

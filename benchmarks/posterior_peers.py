@@ -45,7 +45,8 @@ from ambient_sci.sample import sample
 from ambient_sci.seeding import stream
 from benchmarks.learning.laws import LAWS
 from benchmarks.operators import installed_version, machine_description
-from benchmarks.posterior import CASES, ROOT, Case, scores, sliced, write
+from benchmarks.posterior import CASES, ROOT, Case, scores, sliced
+from benchmarks.readme import write_section
 
 __all__ = ["SAMPLERS", "Counted", "Sampler", "Scaled", "table", "verdicts"]
 
@@ -445,7 +446,7 @@ def main(argv: list[str] | None = None) -> None:
         }
         with replacing(options.results) as partial:  # case by case, for a run that is interrupted
             partial.write_text(json.dumps(results, indent=1) + "\n")
-    write(table(json.loads(options.results.read_text())), options.readme, "posterior-peers")
+    write_section(options.readme, "posterior-peers", table(json.loads(options.results.read_text())))
 
 
 if __name__ == "__main__":

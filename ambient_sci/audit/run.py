@@ -52,7 +52,7 @@ from ambient_sci.baselines import cg_sense, total_variation_batch, tune_held_out
 from ambient_sci.checkpoint import replacing
 from ambient_sci.datasets.store import Store, open_store
 from ambient_sci.errors import AmbientError, ConfigError, DataError, OutputError
-from ambient_sci.evaluate.held_out import _plain
+from ambient_sci.evaluate.held_out import plain_numbers
 from ambient_sci.evaluate.predictive import LEVEL
 from ambient_sci.measurement import Measurement, randn_like
 from ambient_sci.methods.starts import REGULARISATIONS, TUNED
@@ -168,9 +168,7 @@ class PriorAudit:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the images as JSON can hold it; NaN is None."""
-        numbers = {
-            str(name): _plain(variable.to_numpy()) for name, variable in {**self.dataset, **self.dataset.coords}.items()
-        }
+        numbers = plain_numbers(self.dataset)
         return {
             "passed": self.passed,
             "verdict": self.verdict,

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     import xarray
     from matplotlib.figure import Figure
 
-__all__ = ["PriorValidation", "best_temperature", "frequencies", "refuse_to_replace", "validate_prior"]
+__all__ = ["PriorValidation", "best_temperature", "frequencies", "plain_numbers", "refuse_to_replace", "validate_prior"]
 
 EDGES = (0.0, 0.125, 0.25, 0.375, np.inf)  # of bands, in cycles per pixel
 ALL = "all"
@@ -153,9 +153,7 @@ class PriorValidation:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON can hold it; NaN is None."""
-        numbers = {
-            str(name): _plain(variable.to_numpy()) for name, variable in {**self.dataset, **self.dataset.coords}.items()
-        }
+        numbers = plain_numbers(self.dataset)
         return {
             "passed": self.passed,
             "verdict": self.verdict,
@@ -458,6 +456,11 @@ def _peak(curve: Float) -> float:
     bend = left - 2 * middle + right
     shift = 0.5 * (left - right) / bend if bend < 0 else 0.0
     return float(grid[top] + np.clip(shift, -1, 1) * (grid[1] - grid[0]))
+
+
+def plain_numbers(dataset: "xarray.Dataset") -> dict[str, Any]:
+    """All variables and coordinates of a dataset as JSON can hold them."""
+    return {str(name): _plain(variable.to_numpy()) for name, variable in {**dataset, **dataset.coords}.items()}
 
 
 def _plain(values: NDArray[Any]) -> Any:

@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from ambient_sci.checkpoint import replacing
 from benchmarks.learning.run import CLEAN, LEARNED
 from benchmarks.learning.tasks import TASKS
+from benchmarks.readme import write_section
 
-__all__ = ["Group", "document", "groups", "judged", "write"]
+__all__ = ["Group", "document", "groups", "judged"]
 
 ROOT = Path(__file__).parents[1]
-MARKERS = ("<!-- learning -->\n", "<!-- /learning -->")
 COLUMNS = {
     "nrmse": ("NRMSE", "{:.3f}"),
     "oracle": ("of the oracle's", "{:.2f}"),
@@ -272,24 +271,13 @@ def judged(every: Sequence[Group]) -> list[tuple[str, str, str]]:
     return lines
 
 
-def write(text: str, readme: Path) -> None:
-    """Put the tables between the markers of a Markdown file."""
-    whole = readme.read_text()
-    before, opening, rest = whole.partition(MARKERS[0])
-    _, closing, after = rest.partition(MARKERS[1])
-    if not opening or not closing:
-        raise SystemExit(f"error: {readme} lacks the markers {' and '.join(marker.strip() for marker in MARKERS)}")
-    with replacing(readme) as partial:
-        partial.write_text(before + opening + text + closing + after)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Make the tables anew."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning.table", description=__doc__)
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "learning.json")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     options = parser.parse_args(argv)
-    write(document(groups(json.loads(options.results.read_text()))), options.readme)
+    write_section(options.readme, "learning", document(groups(json.loads(options.results.read_text()))))
 
 
 if __name__ == "__main__":
