@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets.describe import describe
+from ambient_sci.datasets.scale import quick_image
 from ambient_sci.datasets.store import Store, open_store
 from ambient_sci.distributed import agree, equalise, is_sharded, join, main, obey_signals, wait, whole
 from ambient_sci.errors import ConfigError, DataError
@@ -197,7 +198,7 @@ def _resolve(config: TrainConfig, store: Store, device: torch.device) -> TrainCo
     elif config.sigma_data is None:
         learned_from = store.head(len(store) - count)
         some = learned_from.read(learned_from.groups[0].scans[:64])
-        image = some.operator.adjoint(some.y)
+        image = quick_image(some)
         spread = float((torch.view_as_real(image) if image.is_complex() else image).std())
         if not spread > 0:
             raise DataError(

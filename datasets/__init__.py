@@ -17,7 +17,7 @@ from ambient_sci.datasets.loader import StoreDataset, batches
 from ambient_sci.datasets.prepare import Preparation
 from ambient_sci.datasets.raw import RawScan, ReadyScan
 from ambient_sci.datasets.readers import read_images
-from ambient_sci.datasets.scale import estimate_scale
+from ambient_sci.datasets.scale import estimate_scale, normalise
 from ambient_sci.datasets.simulate import simulate
 from ambient_sci.datasets.store import SizeGroup, Store, open_store, validate
 from ambient_sci.datasets.writer import StoreWriter
@@ -39,6 +39,7 @@ __all__ = [
     "import_array",
     "import_files",
     "import_scans",
+    "normalise",
     "open_store",
     "read_images",
     "simulate",

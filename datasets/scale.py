@@ -6,7 +6,20 @@ from torch import Tensor
 from ambient_sci.measurement import Measurement
 from ambient_sci.operators import conjugate_gradient
 
-__all__ = ["estimate_scale"]
+__all__ = ["estimate_scale", "normalise", "quick_image"]
+
+OFF_GRID = ("nufft", "interferometer")
+
+
+def quick_image(measurement: Measurement) -> Tensor:
+    """Plain reconstruction in the units of the image, ``(batch, channel, *spatial)``.
+
+    The adjoint, and five conjugate gradient iterations off the grid, where samples are not equally dense and rows need
+    not have unit norm.
+    """
+    A = measurement.operator
+    back = A.adjoint(measurement.y)
+    return conjugate_gradient(A.gram, back, iterations=5) if A.kind in OFF_GRID else back
 
 
 def estimate_scale(measurement: Measurement) -> Tensor:
@@ -20,19 +33,15 @@ def estimate_scale(measurement: Measurement) -> Tensor:
     Returns
     -------
     Tensor
-        ``(batch,)``. For k-space the 99th percentile of the magnitude of a plain reconstruction, which the few
-        brightest pixels do not move: zero-filled on the grid (``"fourier"``, ``"sense"``), and five conjugate
-        gradient iterations off it (``"nufft"``, ``"interferometer"``), where samples are not equally dense. One for
-        kinds whose measurements are pixels or projections in the units of the image already. Measurements that are
-        multiplied with a number have that many times the scale.
+        ``(batch,)``. For k-space (``"fourier"``, ``"sense"``, ``"nufft"``, ``"interferometer"``) the 99th percentile
+        of the magnitude of a `quick_image`, which the few brightest pixels do not move. One for kinds whose
+        measurements are pixels or projections in the units of the image already. Measurements that are multiplied with
+        a number have that many times the scale.
     """
     A = measurement.operator
-    if A.kind in ("nufft", "interferometer"):
-        image = conjugate_gradient(A.gram, A.adjoint(measurement.y), iterations=5).abs()
-    elif A.kind in ("fourier", "sense"):
-        image = A.adjoint(measurement.y).abs()
-    else:
+    if A.kind not in ("fourier", "sense", *OFF_GRID):
         return torch.ones(len(measurement))
+    image = quick_image(measurement).abs()
     if image.shape[1] > 1 and getattr(A, "maps", None) is not None:  # sets of one image
         image = torch.linalg.vector_norm(image, dim=1)
     image = image.flatten(1)
@@ -40,3 +49,26 @@ def estimate_scale(measurement: Measurement) -> Tensor:
         image.quantile(0.99, dim=1) if image.shape[1] < 1 << 24 else image.kthvalue(image.shape[1] * 99 // 100).values
     )
     return torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+def normalise(measurement: Measurement) -> Measurement:
+    """Bring scans to the units that priors know, as `Store.read` does.
+
+    Parameters
+    ----------
+    measurement
+        Scans, in the instrument's units; a ``scale`` that they have already is replaced.
+
+    Returns
+    -------
+    Measurement
+        ``y`` and ``noise_std`` divided by `estimate_scale`, which is its ``scale``: results of
+        `ambient_sci.reconstruct` are then in the instrument's units.
+
+    Examples
+    --------
+    >>> posterior = reconstruct(prior, normalise(Measurement(y, operator, noise_std)))  # doctest: +SKIP
+    """
+    m, scale = measurement, estimate_scale(measurement)
+    y, noise = (values / scale.reshape(-1, *[1] * (values.ndim - 1)) for values in (m.y, m.noise_std))
+    return Measurement(y, m.operator, noise, m.index, scale)

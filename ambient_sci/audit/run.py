@@ -31,7 +31,6 @@ it.
 """
 
 import json
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -48,14 +47,14 @@ from tqdm.auto import tqdm
 from ambient_sci.audit.membership import Membership, infer_membership
 from ambient_sci.audit.similarity import Nearest, agreement, correlation
 from ambient_sci.audit.statistics import Separation, rate_interval, separate
-from ambient_sci.baselines import cg_sense, total_variation_batch, tune_held_out
+from ambient_sci.baselines import cg_sense, total_variation_batch
 from ambient_sci.checkpoint import replacing
 from ambient_sci.datasets.store import Store, open_store
 from ambient_sci.errors import AmbientError, ConfigError, DataError, OutputError
 from ambient_sci.evaluate.held_out import plain_numbers
 from ambient_sci.evaluate.predictive import LEVEL
 from ambient_sci.measurement import Measurement, randn_like
-from ambient_sci.methods.starts import REGULARISATIONS, TUNED
+from ambient_sci.methods.starts import REGULARISATIONS, TUNED, regularisation
 from ambient_sci.prior import Prior, load_prior
 from ambient_sci.sample import Solver
 from ambient_sci.seeding import stream
@@ -551,9 +550,8 @@ def _restoration(held: _Scans) -> Restoration:
     """Total variation, with what predicts hidden rows of held-out scans best, where rows can be hidden."""
     some = held.store.read(next(held.store.by_size(held.scans))[0][:TUNED])
     lam = REGULARISATIONS[len(REGULARISATIONS) // 2]
-    with suppress(AmbientError), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the best value")  # an end of the grid is good enough
-        lam = tune_held_out(total_variation_batch, some, REGULARISATIONS)
+    with suppress(AmbientError):
+        lam = regularisation(total_variation_batch, some)
     return partial(total_variation_batch, lam=lam)
 
 

@@ -19,12 +19,13 @@ from ambient_sci.measurement import Measurement
 from ambient_sci.seeding import stream
 from ambient_sci.stationary import fit_stationary
 
-__all__ = ["REGULARISATIONS", "WAVELET", "chunks_of", "every_scan", "starting_images"]
+__all__ = ["REGULARISATIONS", "WAVELET", "chunks_of", "every_scan", "regularisation", "starting_images"]
 
 CHUNK = 64
 TUNED, FITTED = 16, 128  # scans on which a regularisation is chosen, and a spectrum fitted
 WAVELET = "haar"  # with shifted grids it leaves the least error of the orthogonal wavelets, close to total variation
-REGULARISATIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # for images of unit range
+REGULARISATIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # for images of unit range and rows of unit norm
+GROWTH, LARGEST = 50, 1e6  # of the grid, where its largest is the best; it overlaps with the last one
 _GAUSSIAN = 0x6A  # purpose of a scan's stream
 
 
@@ -46,10 +47,22 @@ def starting_images(store: Store, kind: EMStart, seed: int, progress: bool) -> T
     def reconstruct(m: Measurement, lam: float) -> Tensor:
         return total_variation_batch(m, lam) if kind == "tv" else l1_wavelet_batch(m, lam, wavelet=WAVELET)
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the best value")  # an end of the grid is good enough
-        lam = tune_held_out(reconstruct, some[:TUNED], REGULARISATIONS)
+    lam = regularisation(reconstruct, some[:TUNED])
     return every_scan(store, lambda m: reconstruct(m, lam), f"{kind} reconstructions", progress)
+
+
+def regularisation(reconstruct: Callable[[Measurement, float], Tensor], m: Measurement) -> float:
+    """Choose the regularisation that predicts held-out rows best.
+
+    Among `REGULARISATIONS`, where the smallest is good enough, or above them: rows of large norm, as visibilities in Jy
+    have, want more of it, in proportion to the square of the norm.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the best value")
+        grid = REGULARISATIONS
+        while (lam := tune_held_out(reconstruct, m, grid)) == grid[-1] and lam < LARGEST:
+            grid = tuple(GROWTH * value for value in grid)
+    return lam
 
 
 def every_scan(store: Store, restore: Callable[[Measurement], Tensor], label: str, progress: bool) -> Tensor:

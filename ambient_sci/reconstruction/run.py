@@ -102,9 +102,8 @@ def reconstruct(
     prior
         A learned prior, or the folder of a run.
     measurement
-        Scans: a store, its path, or a `Measurement` in memory. The latter in normalised units, as a store reads it:
-        ``Measurement(y / s, operator, noise_std / s, scale=s)`` with ``s`` of
-        `ambient_sci.datasets.scale.estimate_scale`. Results are multiplied by its ``scale``.
+        Scans: a store, its path, or a `Measurement` in memory. The latter in normalised units, as a store reads it and
+        `ambient_sci.datasets.normalise` makes it. Results are multiplied by its ``scale``.
     out
         Zarr folder to write to, batch by batch; without it the result is kept in memory. What was interrupted goes on
         where it stopped when it is called again with the same options.
@@ -210,8 +209,7 @@ def _source(measurement: Measurement | Store | Path | str, elsewhere: bool) -> S
         if bool(((brightest > UNUSUAL) | (brightest < 1 / UNUSUAL)).any()):
             warnings.warn(
                 f"images of the measurement seem to be about {float(brightest.median()):.2g} at their brightest, where "
-                "the prior knows some of about 1: divide y and noise_std by estimate_scale(measurement) of "
-                "ambient_sci.datasets.scale, and give it as scale=",
+                "the prior knows some of about 1: give it normalise(measurement) of ambient_sci.datasets",
                 stacklevel=3,
             )
         return Tensors(measurement)

@@ -15,10 +15,12 @@ from ambient_sci.baselines import l1_wavelet_batch, total_variation_batch, tune_
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets import open_store, simulate
 from ambient_sci.errors import ConfigError, NotFoundError
+from ambient_sci.measurement import Measurement
 from ambient_sci.methods import METHODS
 from ambient_sci.methods.base import ImageLearner
 from ambient_sci.methods.em import EMLearner
 from ambient_sci.methods.gan import AmbientGANLearner
+from ambient_sci.methods.starts import REGULARISATIONS, regularisation
 from ambient_sci.posterior.ambient import restore
 from ambient_sci.posterior.draw import draw_posterior
 from ambient_sci.prior import build_denoiser, load_prior
@@ -86,6 +88,17 @@ def gan(store: Path, out: Path, images: int) -> AmbientGANLearner:
 def advance(learner: AmbientGANLearner, start: int, end: int) -> None:
     for seen in range(start, end, 8):
         learner.prepare(seen, None)  # type: ignore[arg-type]
+
+
+def test_rows_of_large_norm_want_more_regularisation(store_path: Path) -> None:
+    """The objective of ``c A`` and ``c y`` with ``c^2`` times the regularisation is the same but for a factor."""
+    scans = open_store(store_path).read(slice(0, 4))
+    some = Measurement(scans.y, scans.operator, scans.noise_std)
+    least = regularisation(total_variation_batch, some)
+    assert least == tune_held_out(total_variation_batch, some, REGULARISATIONS)
+    c = 2500**0.5
+    large = Measurement(c * some.y, c * some.operator, c * some.noise_std)
+    assert regularisation(total_variation_batch, large) == pytest.approx(2500 * least)
 
 
 def test_a_gan_that_was_stopped_goes_on_as_if_it_had_not_been(store_path: Path, tmp_path: Path) -> None:

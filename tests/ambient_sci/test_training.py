@@ -382,6 +382,8 @@ def test_visibilities_are_of_real_images(tmp_path: Path, small: dict[str, Any], 
     assert store.image_shape == (1, *shape)
     prior = train(TrainConfig(store=store.path, out=tmp_path / "run", **small), progress=False)
     assert not prior.is_complex
+    spread = float((x / torch.as_tensor(store.scale).reshape(-1, 1, 1, 1)).std())
+    assert prior.sigma_data == pytest.approx(spread, rel=0.3), "that of images, though visibilities sum over them"
     result = reconstruct(prior, store, scans=slice(0, 2), samples=2, steps=4, progress=False)
     assert result["mean"].dtype.kind == "f"
     assert bool(np.isfinite(result["mean"]).all())
