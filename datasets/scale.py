@@ -8,18 +8,18 @@ from ambient_sci.operators import conjugate_gradient
 
 __all__ = ["estimate_scale", "normalise", "quick_image"]
 
-OFF_GRID = ("nufft", "interferometer")
+DENSE = ("fourier", "identity", "mask", "sense")  # kinds whose adjoint undoes them where they measure
 
 
 def quick_image(measurement: Measurement) -> Tensor:
     """Plain reconstruction in the units of the image, ``(batch, channel, *spatial)``.
 
-    The adjoint, and five conjugate gradient iterations off the grid, where samples are not equally dense and rows need
-    not have unit norm.
+    The adjoint where pixels or Cartesian k-space are measured. Five conjugate gradient iterations elsewhere: samples
+    off the grid are not equally dense, and rows need not have unit norm.
     """
     A = measurement.operator
     back = A.adjoint(measurement.y)
-    return conjugate_gradient(A.gram, back, iterations=5) if A.kind in OFF_GRID else back
+    return back if A.kind in DENSE else conjugate_gradient(A.gram, back, iterations=5)
 
 
 def estimate_scale(measurement: Measurement) -> Tensor:
@@ -39,7 +39,7 @@ def estimate_scale(measurement: Measurement) -> Tensor:
         a number have that many times the scale.
     """
     A = measurement.operator
-    if A.kind not in ("fourier", "sense", *OFF_GRID):
+    if A.kind not in ("fourier", "sense", "nufft", "interferometer"):
         return torch.ones(len(measurement))
     image = quick_image(measurement).abs()
     if image.shape[1] > 1 and getattr(A, "maps", None) is not None:  # sets of one image

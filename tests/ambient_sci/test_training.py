@@ -364,6 +364,9 @@ def test_scans_off_the_grid_train_too(tmp_path: Path, small: dict[str, Any], blo
     assert prior.is_complex
     result = reconstruct(prior, store, scans=slice(0, 2), samples=2, steps=4, progress=False)
     assert bool(np.isfinite(result["mean"]).all())
+    # the centre of k-space is measured many times over, and the adjoint is as many times too bright
+    spread = float(torch.view_as_real(store.references(slice(None))).std())
+    assert prior.sigma_data == pytest.approx(spread, rel=0.1)
 
 
 def test_visibilities_are_of_real_images(tmp_path: Path, small: dict[str, Any], blobs: Any) -> None:
