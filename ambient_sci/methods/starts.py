@@ -59,7 +59,7 @@ def regularisation(reconstruct: Callable[[Measurement, float], Tensor], m: Measu
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the best value")
-        grid = REGULARISATIONS
+        grid: tuple[float, ...] = REGULARISATIONS
         while (lam := tune_held_out(reconstruct, m, grid)) == grid[-1] and lam < LARGEST:
             grid = tuple(GROWTH * value for value in grid)
     return lam
