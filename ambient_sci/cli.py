@@ -258,11 +258,11 @@ def validate(
             raise typer.Exit(1)
         return
     from ambient_sci.datasets import open_store
-    from ambient_sci.evaluate.held_out import MOST, refuse_to_replace, validate_prior
+    from ambient_sci.evaluate.held_out import MOST, PriorValidation, validate_prior
     from ambient_sci.prior import load_prior
 
     if out is not None:
-        refuse_to_replace(out, overwrite)
+        PriorValidation.refuse_to_replace(out, overwrite)
     first = start or 0
     found = validate_prior(
         load_prior(path, device),
@@ -342,7 +342,7 @@ def audit(
         Optional[Path], typer.Option(help="a run on other scans, for membership inference")  # noqa: UP045
     ] = None,
     out: Annotated[
-        Optional[Path], typer.Option(help="folder for audit.json, audit.png and pairs.png")  # noqa: UP045
+        Optional[Path], typer.Option(help="folder for audit.json and its figures")  # noqa: UP045
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="images that the prior draws")] = 128,
     space: Annotated[
@@ -366,15 +366,15 @@ def audit(
 
     The exit status is 1 if there are near-copies, or images are nearer to training scans than held-out scans are.
     """
+    from ambient_sci.audit import PriorAudit, audit_prior
     from ambient_sci.audit.figure import audit_figure
-    from ambient_sci.audit.run import audit_prior, refuse_to_replace
     from ambient_sci.checkpoint import replacing
     from ambient_sci.prior import load_prior
 
     runs = {run.name: run} if compare is None else {run.name: run, f"{compare.name} (compared)": compare}
     folders = [] if out is None else [out, out / "compared"][: len(runs)]
     for folder in folders:
-        refuse_to_replace(folder, overwrite)
+        PriorAudit.refuse_to_replace(folder, overwrite)
     other = None if reference is None else load_prior(reference, device)
     found = {
         name: audit_prior(

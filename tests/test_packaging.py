@@ -158,7 +158,7 @@ LINES = [
     "measurement, seeding, signals, distributed",
     "network, denoise, schedule, sample, posterior, objectives, pretrained, prior, checkpoint, config, "
     "baselines, stationary, "
-    "evaluate.metrics, evaluate.predictive, evaluate.calibration, evaluate.figures, plot, report",
+    "evaluate.metrics, evaluate.predictive, evaluate.calibration, evaluate.figures, plot, charts, findings, report",
     "datasets",
     "methods, warm_start, validation, runs, steps, logs, model_card, finetuning, training, reconstruction, "
     "evaluate.compare, evaluate.held_out, check, audit, viewer",

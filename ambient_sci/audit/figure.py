@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ambient_sci.audit.run import PriorAudit
+    from ambient_sci.audit.result import PriorAudit
 
 __all__ = ["audit_figure", "pairs_figure"]
 

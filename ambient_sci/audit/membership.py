@@ -19,7 +19,7 @@ Losses are means over noise at `DRAWS` levels, from the middle of equal parts of
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -67,6 +67,18 @@ class Membership:
     others: NDArray[np.float64]
     threshold: Separation
     reference: Separation | None
+
+    @classmethod
+    def of(cls, told: dict[str, Any]) -> Self:
+        """Put together what `to_dict` gave."""
+        attacks = {}
+        for name, one in told["attacks"].items():
+            values: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in one.items()
+            }
+            attacks[name] = Separation(**values)
+        members, others = (np.array(told[name], float) for name in ("members", "others"))
+        return cls(told["loss"], members, others, attacks["loss threshold"], attacks.get("reference model"))
 
     @property
     def attacks(self) -> dict[str, Separation]:

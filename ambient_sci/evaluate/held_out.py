@@ -28,12 +28,11 @@ over the number of bands, two-sided, if its ratio is off by `TOLERANCE` too. (Po
 of the jackknife over scans.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -42,11 +41,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ambient_sci.baselines.tuning import set_rows_aside
-from ambient_sci.checkpoint import replacing
 from ambient_sci.datasets.store import Indices, Store, open_store
-from ambient_sci.errors import ConfigError, OutputError
+from ambient_sci.errors import ConfigError
 from ambient_sci.evaluate.metrics import LEVELS
 from ambient_sci.evaluate.predictive import LEVEL, TOLERANCE, components, excess, predictive, temper
+from ambient_sci.findings import Findings
 from ambient_sci.measurement import Measurement
 from ambient_sci.operators import Fourier, Interferometer, LinearOperator, Nufft, Sense
 from ambient_sci.posterior.draw import PosteriorMethod, draw_posterior
@@ -58,14 +57,13 @@ if TYPE_CHECKING:
     import xarray
     from matplotlib.figure import Figure
 
-__all__ = ["PriorValidation", "best_temperature", "frequencies", "plain_numbers", "refuse_to_replace", "validate_prior"]
+__all__ = ["PriorValidation", "best_temperature", "frequencies", "validate_prior"]
 
 EDGES = (0.0, 0.125, 0.25, 0.375, np.inf)  # of bands, in cycles per pixel
 ALL = "all"
 TEMPERATURES = np.geomspace(0.25, 4, 65)
 CHUNK = 8  # scans whose samples are in the network at once
 MOST = 64  # scans that are looked at by default
-FILES = "validation.json", "validation.png"
 _NOISE = 0x61  # purpose of a stream
 
 Float = NDArray[np.float64]
@@ -73,7 +71,7 @@ Scans: TypeAlias = Store | Path | str | Measurement | Sequence[Measurement]
 
 
 @dataclass(frozen=True)
-class PriorValidation:
+class PriorValidation(Findings):
     """What `validate_prior` found; ``str()`` is a table and the verdict.
 
     Attributes
@@ -101,7 +99,14 @@ class PriorValidation:
         By what the spread is to be multiplied, and the standard error of that.
     """
 
-    dataset: "xarray.Dataset"
+    kind: ClassVar = "validation"
+    files: ClassVar = ("validation.png",)
+    axes: ClassVar = {
+        **dict.fromkeys(("values", "ratio", "residual", "expected", "log_score", "surprise"), ("scan", "band")),
+        **dict.fromkeys(("coverage", "own_coverage"), ("scan", "band", "level")),
+        **dict.fromkeys(("p_value", "flagged"), ("scan",)),
+        **dict.fromkeys(("band_ratio", "band_p_value"), ("band",)),
+    }
     temperature: float
     temperature_error: float
 
@@ -151,40 +156,27 @@ class PriorValidation:
             told.append(f"{len(self.flagged)} of {scans} scans not explained ({some})")
         return f"does NOT predict what was hidden: {'; '.join(told)}; {test}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON can hold it; NaN is None."""
-        numbers = plain_numbers(self.dataset)
+    def _facts(self) -> dict[str, Any]:
         return {
-            "passed": self.passed,
-            "verdict": self.verdict,
             "faults": self.faults,
             "flagged": self.flagged,
             "temperature": self.temperature,
-            "temperature_error": self.temperature_error,
-            "options": self.dataset.attrs,
-            "numbers": numbers,
+            "temperature_error": None if np.isnan(self.temperature_error) else self.temperature_error,
         }
+
+    def _contents(self) -> "list[Figure | bytes]":
+        return [self.plot()]
+
+    @classmethod
+    def _of(cls, dataset: "xarray.Dataset", told: dict[str, Any], folder: Path) -> Self:
+        error = told["temperature_error"]  # none of one scan
+        return cls(dataset, float(told["temperature"]), float("nan" if error is None else error))
 
     def plot(self) -> "Figure":
         """Draw coverage, ratios of bands, and surprises of scans."""
         from ambient_sci.evaluate.figures import held_out_figure
 
         return held_out_figure(self)
-
-    def save(self, out: Path | str, overwrite: bool = False) -> None:
-        """Write ``validation.json`` and ``validation.png`` into a folder.
-
-        Raises
-        ------
-        OutputError
-            If they are there, unless ``overwrite``, or cannot be written.
-        """
-        refuse_to_replace(out, overwrite)
-        numbers, figure = (Path(out) / name for name in FILES)
-        with replacing(numbers) as partial:
-            partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
-        with replacing(figure) as partial:
-            self.plot().savefig(partial, format="png")
 
     def __str__(self) -> str:
         data = self.dataset
@@ -197,12 +189,6 @@ class PriorValidation:
             lines.append(f"{band:<14}{int(row['values'].sum()):>9}{ratio:>15.2f}{p:>9.1g}{inside}{surprise:>10.3f}")
         best = f"best temperature of the samples: {self.temperature:.2f} ± {self.temperature_error:.2f}"
         return "\n".join([*lines, best, self.verdict])
-
-
-def refuse_to_replace(out: Path | str, overwrite: bool) -> None:
-    """Raise `OutputError` if a folder holds a validation already that is not to be replaced."""
-    if not overwrite and any((Path(out) / name).exists() for name in FILES):
-        raise OutputError(f"{out} already holds a validation; choose another folder or pass --overwrite")
 
 
 def validate_prior(
@@ -402,21 +388,22 @@ def _result(judged: list[_Judged], attrs: dict[str, Any]) -> PriorValidation:
     band_error = np.sqrt(np.nansum(error["ratio"] ** 2, 0)) / counted
     p_value = stats.t.sf(unlikely[:, 0] / error["deviance"][:, 0], dof)
     variables = {
-        "values": (("scan", "band"), values),
-        "ratio": (("scan", "band"), np.exp(log_ratio)),
-        "residual": (("scan", "band"), np.sqrt(mean("squared", "own"))),
-        "expected": (("scan", "band"), np.sqrt(mean("squared", "draws"))),
-        "log_score": (("scan", "band"), mean("log_score", "own")),
-        "surprise": (("scan", "band"), surprise),
-        "coverage": (("scan", "band", "level"), np.stack([one.coverage[columns] for one in judged])),
-        "own_coverage": (("scan", "band", "level"), np.stack([one.own_coverage[columns] for one in judged])),
-        "p_value": ("scan", p_value),
-        "flagged": ("scan", p_value < LEVEL / len(judged)),
-        "band_ratio": ("band", np.exp(band_log)),
-        "band_p_value": ("band", 2 * stats.t.sf(np.abs(band_log) / band_error, dof)),
+        "values": values,
+        "ratio": np.exp(log_ratio),
+        "residual": np.sqrt(mean("squared", "own")),
+        "expected": np.sqrt(mean("squared", "draws")),
+        "log_score": mean("log_score", "own"),
+        "surprise": surprise,
+        "coverage": np.stack([one.coverage[columns] for one in judged]),
+        "own_coverage": np.stack([one.own_coverage[columns] for one in judged]),
+        "p_value": p_value,
+        "flagged": p_value < LEVEL / len(judged),
+        "band_ratio": np.exp(band_log),
+        "band_p_value": 2 * stats.t.sf(np.abs(band_log) / band_error, dof),
     }
+    named = {name: (PriorValidation.axes[name], value) for name, value in variables.items()}
     coords = {"scan": [one.scan for one in judged], "band": [names[k] for k in columns], "level": list(LEVELS)}
-    return PriorValidation(xarray.Dataset(variables, coords, attrs), *best_temperature([one.curve for one in judged]))
+    return PriorValidation(xarray.Dataset(named, coords, attrs), *best_temperature([one.curve for one in judged]))
 
 
 def _spread(judged: list[_Judged], name: str, values: NDArray[np.int64], columns: NDArray[np.int64]) -> Float:
@@ -456,14 +443,3 @@ def _peak(curve: Float) -> float:
     bend = left - 2 * middle + right
     shift = 0.5 * (left - right) / bend if bend < 0 else 0.0
     return float(grid[top] + np.clip(shift, -1, 1) * (grid[1] - grid[0]))
-
-
-def plain_numbers(dataset: "xarray.Dataset") -> dict[str, Any]:
-    """All variables and coordinates of a dataset as JSON can hold them."""
-    return {str(name): _plain(variable.to_numpy()) for name, variable in {**dataset, **dataset.coords}.items()}
-
-
-def _plain(values: NDArray[Any]) -> Any:
-    if values.dtype.kind == "f":
-        return np.where(np.isfinite(values), values.astype(object), np.array(None)).tolist()
-    return values.tolist()

@@ -11,21 +11,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+import xarray
 from torch import Tensor, nn
 
 import ambient_sci
 from ambient_sci import cli
-from ambient_sci.audit import audit_prior, infer_membership
+from ambient_sci.audit import PriorAudit, audit_prior, infer_membership
+from ambient_sci.audit.comparison import chance, remeasure
 from ambient_sci.audit.figure import audit_figure
 from ambient_sci.audit.membership import DRAWS, scan_losses
-from ambient_sci.audit.run import chance, remeasure
 from ambient_sci.audit.similarity import Nearest, agreement, correlation
 from ambient_sci.audit.statistics import auc_interval, rate_interval, separate
 from ambient_sci.baselines import cg_sense
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets import Store, open_store, simulate
 from ambient_sci.denoise import Denoiser, GaussianDenoiser, GaussianMixtureDenoiser
-from ambient_sci.errors import ConfigError, DataError, OutputError
+from ambient_sci.errors import ConfigError, DataError, NotFoundError, OutputError
 from ambient_sci.measurement import Measurement, randn_like
 from ambient_sci.operators import Fourier, LinearOperator, Mask, Matrix, Nufft, Sense
 from ambient_sci.posterior.ambient import AmbientDenoiser
@@ -444,6 +445,18 @@ def test_what_is_written(pixels: Scans, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="already holds an audit"):
         found.save(tmp_path / "out")
     found.save(tmp_path / "out", overwrite=True)
+    for path in (tmp_path / "out", tmp_path / "out" / "audit.json"):
+        again = PriorAudit.load(path)
+        xarray.testing.assert_identical(again.dataset, found.dataset)
+        assert str(again) == str(found)
+        assert again.to_dict() == found.to_dict()
+        np.testing.assert_array_equal(again.pairs, found.pairs)
+    assert "no copies found" in found._repr_html_()
+    (tmp_path / "out" / "pairs.npz").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"audit\.json is damaged, or of another release"):
+        PriorAudit.load(tmp_path / "out")
+    with pytest.raises(NotFoundError, match="no audit at"):
+        PriorAudit.load(tmp_path)
     copying = audit_prior(empirical(pixels.known), pixels.training, pixels.held, **QUICK)
     assert copying.nearer_than(found).auc == 1
     assert found.nearer_than(copying).auc == 0
@@ -507,8 +520,8 @@ def test_the_command(
     assert "reference model" in said
     written = sorted(str(path.relative_to(tmp_path / "two")) for path in (tmp_path / "two").rglob("*.*"))
     assert written == [
-        "audit.json", "audit.png", "compared.png", "compared/audit.json", "compared/audit.png", "compared/pairs.png",
-        "pairs.png",
+        "audit.json", "audit.png", "compared.png", "compared/audit.json", "compared/audit.png", "compared/pairs.npz",
+        "compared/pairs.png", "pairs.npz", "pairs.png",
     ]  # fmt: skip
     status, _, said = command("runs/clean", *stores, *options, "--out", tmp_path / "two")
     assert (status, "already holds an audit" in said) == (2, True)

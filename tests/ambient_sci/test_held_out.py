@@ -1,14 +1,17 @@
 """A prior on held-out rows: the exact one passes, and what is wrong is found without any known image."""
 
+import html
 import importlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import xarray
 from torch import Tensor, nn
 
 import ambient_sci
@@ -16,7 +19,7 @@ from ambient_sci import cli, validate_prior
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets import open_store, simulate
 from ambient_sci.denoise import GaussianDenoiser, GaussianMixtureDenoiser
-from ambient_sci.errors import ConfigError, OutputError
+from ambient_sci.errors import ConfigError, DataError, OutputError
 from ambient_sci.evaluate import held_out
 from ambient_sci.evaluate.held_out import TEMPERATURES, PriorValidation, best_temperature, frequencies
 from ambient_sci.measurement import Measurement, collate_measurements, randn_like
@@ -227,6 +230,36 @@ def test_what_is_written(scans: Measurement, tmp_path: Path) -> None:
         found.save(tmp_path / "out")
     found.save(tmp_path / "out", overwrite=True)
     assert found.verdict in str(found)
+    again = PriorValidation.load(tmp_path / "out")
+    xarray.testing.assert_identical(again.dataset, found.dataset)
+    assert again.to_dict() == found.to_dict()
+    assert found.verdict in html.unescape(found._repr_html_())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda told: told.pop("temperature"),
+        lambda told: told["numbers"].pop("ratio"),
+        lambda told: told["numbers"].update(ratio=[["a"]]),
+        lambda told: told["numbers"].update(ratio=[[1.0], [1.0, 2.0]]),
+        lambda told: told["numbers"].update(p_value=[]),
+        lambda told: told["numbers"].update(scan=[1]),
+        lambda told: told.update(numbers=[]),
+    ],
+)
+def test_damaged_findings_are_named(change: Callable[[Any], Any], tmp_path: Path) -> None:
+    file = tmp_path / "validation.json"
+    kept = {name: np.ones((2, 1, 3)[: len(axes)]).tolist() for name, axes in PriorValidation.axes.items()}
+    kept |= {"coverage": np.ones((2, 1, 3)).tolist(), "scan": [0, 1], "band": ["all"], "level": [0.5, 0.9, 0.95]}
+    kept |= {"band_ratio": [1.0], "band_p_value": [1.0]}
+    told = {"temperature": 1.0, "temperature_error": None, "options": {}, "numbers": kept}
+    file.write_text(json.dumps(told))
+    assert np.isnan(PriorValidation.load(file).temperature_error)
+    change(told)
+    file.write_text(json.dumps(told))
+    with pytest.raises(DataError, match=r"validation\.json is damaged, or of another release"):
+        PriorValidation.load(tmp_path)
 
 
 def test_what_cannot_be_validated(scans: Measurement) -> None:
