@@ -28,7 +28,7 @@ from ambient_sci.posterior.ambient import AmbientDenoiser
 from ambient_sci.prior import Prior
 from ambient_sci.validation import held_out_error
 
-__all__ = ["Log"]
+__all__ = ["Log", "read_log"]
 
 SAMPLES, STEPS = 8, 12
 
@@ -57,7 +57,7 @@ class Log:
         self._board = _tensorboard(config.out, seen) if config.tensorboard and main() else None
         label = f"training ({config.method})"
         hidden = not (progress and main())
-        self._held_out = _held_out(config.out) if main() else []
+        self._held_out = [line["held_out"] for line in read_log(config.out) if "held_out" in line] if main() else []
         self._bar = tqdm(total=config.images, initial=seen, unit="image", desc=label, disable=hidden)
 
     def __enter__(self) -> Self:
@@ -124,11 +124,10 @@ class Log:
         return images[:, 0] if images.ndim == 4 else images[:, 0, images.shape[2] // 2]
 
 
-def _held_out(run: Path) -> list[float]:
-    """Errors on held-out rows in the log of a run that goes on."""
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """Lines of the log of a run; none where there is no log, or a damaged one."""
     with contextlib.suppress(OSError, ValueError):
-        lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-        return [line["held_out"] for line in lines if "held_out" in line]
+        return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return []
 
 

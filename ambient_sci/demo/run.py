@@ -14,6 +14,7 @@ import json
 import shutil
 import warnings
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import ambient_sci
+from ambient_sci import report as html
 from ambient_sci.baselines import cg_sense, l1_wavelet_batch, tune, zero_filled
 from ambient_sci.checkpoint import replacing
 from ambient_sci.config import TrainConfig
@@ -32,11 +34,11 @@ from ambient_sci.demo.cohort import make_cohort
 from ambient_sci.errors import OutputError, output_error
 from ambient_sci.evaluate import head_mask, score, table
 from ambient_sci.evaluate.compare import evaluate
+from ambient_sci.logs import read_log
 from ambient_sci.measurement import Measurement
 from ambient_sci.plot import calibration_figure, reconstruction_figure, samples_grid, training_curve
 from ambient_sci.prior import Prior
 from ambient_sci.reconstruction import reconstruct, scan_coords
-from ambient_sci.report import write_report
 from ambient_sci.training import train
 
 __all__ = ["DemoResult", "DemoSize", "run_demo"]
@@ -283,7 +285,7 @@ def _report(
         f"the known value in {100 * covered[level]:.0f}% of the pixels of the head.",
     ]
     images = prior.sample(16, 16).cpu()[:, 0]
-    log = [json.loads(line) for line in (out / "run" / "log.jsonl").read_text().splitlines()]
+    log = read_log(out / "run")
     figures = [
         ("Reconstructions of held-out scans, and their errors on a finer scale.", figure),
         (
@@ -297,21 +299,24 @@ def _report(
     rows = [
         {"method": name, **{titles[key]: value for key, value in numbers.items()}} for name, numbers in methods.items()
     ]
-    return write_report(
+    provenance = {
+        "written": datetime.now(UTC).astimezone().isoformat(" ", "minutes"),
+        "ambient-sci": ambient_sci.__version__,
+        "torch": torch.__version__,
+        "prior": prior.fingerprint(),
+        **prior.trained_on,
+    }
+    return html.write_report(
         out / "report.html",
         "From undersampled scans to reconstructions with error bars",
-        summary,
-        rows,
-        figures,
-        settings={**asdict(size), "chosen": metrics["chosen"]},
-        provenance={
-            "ambient-sci": ambient_sci.__version__,
-            "torch": torch.__version__,
-            "prior": prior.fingerprint(),
-            **prior.trained_on,
+        {
+            "Results": html.table("Results", rows, {"NRMSE": "min", "PSNR / dB": "max", "SSIM": "max"}),
+            "Figures": "".join(html.figure(*one) for one in figures),
+            "Settings": html.pairs_table("Settings", {**asdict(size), "chosen": metrics["chosen"]}),
+            "Provenance": html.pairs_table("Provenance", provenance),
         },
+        summary,
         warnings=["This was a quick run, to see that everything works. Its result is not one to judge."]
         if quick
         else [],
-        best={"NRMSE": "min", "PSNR / dB": "max", "SSIM": "max"},
     )

@@ -1,4 +1,5 @@
 import base64
+import hashlib
 import os
 import re
 import stat
@@ -8,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from ambient_sci.errors import DataError, OutputError
-from ambient_sci.report import write_report
+from ambient_sci.report import checks, details, facts, figure, items, pairs_table, table, write_report
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -41,20 +42,27 @@ class Page(HTMLParser):
 
 
 def report(tmp_path, **changes):
-    figure = Figure(figsize=(2, 1))
-    figure.add_subplot().plot([0, 1])
+    drawn = Figure(figsize=(2, 1))
+    drawn.add_subplot().plot([0, 1])
+    rows = [
+        {"Method": "L1-wavelet", "NRMSE": 0.2345, "PSNR / dB": 20.5},
+        {"Method": "Posterior <mean>", "NRMSE": 0.09876, "PSNR / dB": 25.125},
+    ]
+    figures = [('Errors "in" the head. More of it.', drawn), ("A pixel", PNG), ("A drawing", b"<svg></svg>")]
+    settings = {"seed": 0, "train": {"images": 1000, "levels": (64, 128)}, "device": None, "torch": "2.13.0"}
     arguments = {
         "title": "Brain & <b>knee</b>",
         "summary": ["First paragraph.", "<script>alert('x')</script>"],
-        "rows": [
-            {"Method": "L1-wavelet", "NRMSE": 0.2345, "PSNR / dB": 20.5},
-            {"Method": "Posterior <mean>", "NRMSE": 0.09876, "PSNR / dB": 25.125},
-        ],
-        "figures": [('Errors "in" the head. More of it.', figure), ("A pixel", PNG), ("A drawing", b"<svg></svg>")],
-        "settings": {"seed": 0, "train": {"images": 1000, "levels": (64, 128)}, "device": None},
-        "provenance": {"torch": "2.13.0"},
+        "sections": {
+            "Results": table("Results", rows, {"NRMSE": "min", "PSNR / dB": "max"}),
+            "Figures": "".join(figure(*one) for one in figures),
+            "Settings": pairs_table("Settings", settings),
+            "Checks": checks([("One", True, "well"), ("<Two>", False, "ill"), ("Three", None, "who knows")]),
+            "Facts": facts({"scans": 3, "mean": float("nan")}) + details("More & more", items(["see `ls <folder>`"])),
+            "Nothing": "",
+        },
         "warnings": ["A quick run."],
-        "best": {"NRMSE": "min", "PSNR / dB": "max"},
+        "verdict": (False, "1 < 2"),
     }
     path = write_report(tmp_path / "report.html", **(arguments | changes))
     return path, path.read_text(encoding="utf-8")
@@ -68,7 +76,8 @@ def test_is_one_file_that_needs_nothing(tmp_path):
     sources = [attrs.get("src") or attrs.get("href") for tag, attrs in page.tags if "src" in attrs or "href" in attrs]
     assert sources
     assert all(source.startswith("data:") for source in sources)
-    assert "http" not in text
+    assert "http:" not in text
+    assert "https:" not in text
     assert "url(" not in text
     assert "@import" not in text
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
@@ -103,18 +112,47 @@ def test_tables_have_headers_and_the_best_is_set_off(tmp_path):
 
 
 def test_everything_but_the_title_may_be_missing(tmp_path):
-    text = write_report(tmp_path / "new" / "report.html", "Title").read_text()
+    text = write_report(tmp_path / "new" / "report.html", "Title", {}).read_text()
     assert not Page(text).all("table")
 
 
+def test_nothing_gets_in(tmp_path):
+    """The policy allows one style, that of the page, by its hash, and no script."""
+    _, text = report(tmp_path)
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]+)"', text)
+    (style,) = re.findall("<style>(.*?)</style>", text, re.DOTALL)
+    known = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert policy.split("; ") == [
+        "default-src 'none'",
+        f"style-src 'sha256-{known}'",
+        "img-src data:",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+    assert not re.search(r"<[^>]+ style=", text)  # which the policy would refuse
+
+
+def test_verdicts_are_words_and_not_only_colours(tmp_path):
+    _, text = report(tmp_path)
+    page = Page(text)
+    assert "✗ Not passed:" in page.words
+    assert "1 &lt; 2" in text
+    signs = [attrs["aria-label"] for attrs in page.all("i")]
+    assert signs == ["passed", "not passed", "for information"]
+    assert "Nothing" not in page.words
+    assert {"3", "–", "More & more", "ls <folder>"} <= set(page.words)
+    passed = report(tmp_path, verdict=(True, "all is well"))[1]
+    assert "✓ Passed:</b> all is well" in passed
+
+
 def test_mistakes_are_named(tmp_path):
-    with pytest.raises(DataError, match="figure 1 must be"):
-        report(tmp_path, figures=[("Text", b"hello")])
+    with pytest.raises(DataError, match="a figure must be"):
+        figure("Text", b"hello")
     with pytest.raises(DataError, match="row 1 has"):
-        report(tmp_path, rows=[{"a": 1}, {"b": 1}])
+        table("Rows", [{"a": 1}, {"b": 1}])
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot write the report"):
-        write_report(tmp_path / "file" / "report.html", "Title")
+    with pytest.raises(OutputError, match="cannot write"):
+        write_report(tmp_path / "file" / "report.html", "Title", {})
 
 
 def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
@@ -124,7 +162,7 @@ def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OutputError, match="No space left"):
+    with pytest.raises(OutputError, match="the disk is full"):
         report(tmp_path, title="Another")
     assert path.read_text(encoding="utf-8") == before
     assert os.listdir(tmp_path) == ["report.html"]

@@ -1,12 +1,9 @@
-"""The file: images of chosen scans as data, a page that shows them, and a policy that lets nothing else in.
+"""A reconstruction to look through: images of chosen scans as data, and a page that shows them.
 
-Every scan is a block of JSON that the page parses when it is looked at. The policy (Content-Security-Policy) lets the
-page load nothing, and run no other script and style than the two that are in it, by their hashes. The same
-reconstruction gives the same bytes.
+Every scan is a block of JSON that the page parses when it is looked at. The same reconstruction gives the same bytes.
 """
 
 import base64
-import hashlib
 import json
 import math
 import os
@@ -18,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ambient_sci.checkpoint import replacing
 from ambient_sci.datasets.store import Store
 from ambient_sci.errors import ConfigError, DataError
 from ambient_sci.evaluate.compare import require_same_store
 from ambient_sci.plot import ERROR_MAP
 from ambient_sci.reconstruction import datasets_of
-from ambient_sci.report import STYLE, pairs_table
+from ambient_sci.report import page, pairs_table, write_page
 from ambient_sci.viewer.arrays import images_of, pack, packed_size, windows
 
 if TYPE_CHECKING:
@@ -130,11 +126,7 @@ def write_viewer(
     drawn = f"{shown} of {kept} posterior samples each" if shown < kept else f"{kept} posterior samples each"
     notes += [drawn if kept else "samples were not kept", "kept in 16 bits, to within 0.0008% of each image's range"]
     attrs = {str(name): value for name, value in reconstruction.attrs.items()}
-    page = _page(title, " · ".join(notes), about, blocks, attrs)
-    path = Path(path)
-    with replacing(path) as partial:
-        partial.write_text(page, encoding="utf-8")
-    return path
+    return write_page(path, _page(title, " · ".join(notes), about, blocks, attrs))
 
 
 def _check(dataset: "xarray.Dataset") -> None:
@@ -247,28 +239,20 @@ def _colours() -> dict[str, str]:
 def _page(title: str, note: str, about: dict[str, Any], blocks: list[str], attrs: dict[str, Any]) -> str:
     parts = (files("ambient_sci.viewer") / f"viewer.{kind}" for kind in ("html", "css", "js"))
     html, css, script = (part.read_text("utf-8") for part in parts)
-    style = STYLE + css
     meanings = "".join(
         f"<dt>{escape(panel['title'])}</dt><dd>{escape(panel['about'])}</dd>" for panel in about["panels"]
     )
-    return Template(html).substitute(
-        policy=f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; "
-        "base-uri 'none'; form-action 'none'",
+    body = Template(html).substitute(
         title=escape(title),
         note=escape(note),
-        style=style,
         meanings=meanings,
         provenance=pairs_table("Provenance", attrs),
         about=_json(about),
         scans="\n".join(blocks),
-        script=script,
     )
+    return page(title, body, css, script)
 
 
 def _json(value: Any) -> str:
     """JSON that can stand in a page: nothing in it ends the element."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
