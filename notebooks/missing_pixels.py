@@ -24,9 +24,9 @@
 # | | learns |
 # |---|---|
 # | `naive` | to restore all pixels that it was shown, with nothing hidden from it |
-# | `ambient-gan` | a generator whose images, measured, cannot be told from the data (Bora et al. 2018), and a denoiser of them |
+# | `ambient-gan` | a generator whose images look like the data once measured (Bora et al. 2018) |
 # | `ambient` | to predict pixels that were measured and further hidden from it |
-# | `em` | a diffusion model of posterior samples, which it draws with the model so far; here it goes on from `ambient` |
+# | `em` | a diffusion model of posterior samples that it draws by the model so far; it goes on from `ambient` |
 #
 # The first two are there to compare with. At full size the notebook takes three to four minutes of one core.
 
@@ -40,7 +40,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from ambient_sci import TrainConfig, reconstruct, train
-from ambient_sci.baselines import total_variation_batch, tune_held_out
+from ambient_sci.baselines import total_variation_batch
 from ambient_sci.datasets import read_images, simulate
 from ambient_sci.evaluate import coverage_interval, nrmse
 from ambient_sci.plot import COLOURS
@@ -143,9 +143,9 @@ draw_rows(
 #
 # ## Learning, four times at each level
 #
-# One call each. Every method is given the same store and is shown the same number of images. `em` begins with the images
-# that `ambient` has restored (`start_from`), so that it stands on twice the training; left to itself it begins with
-# total variation, which has little to say about images of which most pixels are missing.
+# One call each. Every method is given the same store and is shown the same number of images. `em` begins with the
+# images that `ambient` has restored (`start_from`), so that it stands on twice the training; left to itself it begins
+# with total variation, which has little to say about images of which most pixels are missing.
 
 # %%
 priors, seconds = {}, {}
@@ -163,16 +163,15 @@ for p in missing:
 # ## Restoring digits that nobody learned from
 #
 # The same call for every prior. `em` and `ambient-gan` leave an ordinary diffusion model, from which posterior samples
-# are drawn by moment matching (MMPS); `naive` and `ambient` leave a network that restores measurements, whose sampler is
-# A-DPS. The mean of the samples is the restoration that is scored. Total variation is the classical method, its
-# strength chosen by predicting pixels that were set aside, so that it needs no clean image either.
+# are drawn by moment matching (MMPS); `naive` and `ambient` leave a network that restores measurements, whose sampler
+# is A-DPS. The mean of the samples is the restoration that is scored. Total variation is the classical method; without
+# noise its strength has to be small, and no more.
 
 # %%
 posteriors, restored = {}, {}
 for p in missing:
     scans = tests[p].read(slice(None))
-    strength = tune_held_out(total_variation_batch, scans, [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1])
-    restored[p, "total variation"] = total_variation_batch(scans, strength).numpy()
+    restored[p, "total variation"] = total_variation_batch(scans, 0.01).numpy()
     for method in METHODS:
         found = reconstruct(priors[p, method], tests[p], samples=samples, steps=steps, progress=False)
         posteriors[p, method], restored[p, method] = found, found["mean"].to_numpy()
@@ -215,6 +214,25 @@ draw_rows(
 # *Above: the same digits restored by each method. Blur is a posterior mean's way of saying that it does not know: where
 # several digits would explain the pixels, their mean is neither.*
 #
+# So one looks at the samples themselves:
+
+# %%
+k = 0
+draw_rows(
+    [
+        (
+            f"{100 * p:.0f}% missing",
+            [seen(p, k), (truth[k, 0], None)]
+            + [(image, None) for image in posteriors[p, "em"]["sample"][k, : samples - 2, 0].to_numpy()],
+        )
+        for p in missing
+    ]
+)
+
+# %% [markdown]
+# *Above: the first digit at each level: what was measured of it, the digit, and posterior samples by `em`. All of them
+# have the measured pixels. The more is missing, the more they differ.*
+#
 # ## What each has learned
 #
 # Images drawn from the priors alone, with no scan behind them. `naive` and `ambient` are told what an instrument sees,
@@ -230,15 +248,16 @@ for method in METHODS:
         through = tests[p].read(np.arange(count) % scored).operator
     drawn = prior.sample(count, steps=steps, operator=through)
     rows.append((method, [(image, None) for image in drawn[:, 0]]))
-draw_rows(rows)
+draw_rows([*rows, ("digits", [(images[k], None) for k in range(count)])])
 
 # %% [markdown]
-# *Above: eight images from each prior. They should look like digits, and differ from each other.*
+# *Above: eight images from each prior, and eight digits. Nothing tells them where to begin, so that this asks for more
+# than restoring does: after a few minutes expect strokes in the right places rather than digits.*
 #
 # A network that is only ever asked for pixels that it was shown has nothing to learn about the others: it can repeat
-# what it is given. That is why `naive` learns no digits, and why `ambient` hides further pixels: those it cannot
-# repeat. `ambient-gan` gets around it by measuring its own images; `em` by learning from images that agree with
-# every measured pixel and that are filled in with what is known so far.
+# what it is given. That is why `naive` fills in so little, and why `ambient` hides further pixels: those it cannot
+# repeat. `ambient-gan` gets around it by measuring its own images; `em` by learning from images that agree with every
+# measured pixel and that are filled in with what is known so far.
 #
 # ## Do the error bars hold?
 #
@@ -267,5 +286,5 @@ for method in METHODS:
 # noise use the same calls and state its level, in `simulate(noise=…)` or in the `Measurement`.
 #
 # Two things do not change with size. Images have to lose *different* pixels: a pixel that is dead in all of them is
-# learned by no method ([checks.ipynb](checks.ipynb) shows the warning). And a prior is a statement about the images that
-# it was learned from: what it fills in is likely, not measured.
+# learned by no method ([checks.ipynb](checks.ipynb) shows the warning). And a prior is a statement about the images
+# that it was learned from: what it fills in is likely, not measured.
