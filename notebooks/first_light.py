@@ -16,8 +16,8 @@
 #
 # A scanner has measured a few hundred brain slices, each a quarter of what a full image needs and each with noise.
 # Nobody has the images themselves. This notebook learns from those measurements alone what such images look like, and
-# then reconstructs scans that it did not learn from: not one picture of each but several that agree with the data,
-# and from them a mean, a standard deviation and intervals.
+# then reconstructs scans that it did not learn from: not one picture of each but several that agree with the data, and
+# from them a mean, a standard deviation and intervals.
 #
 # The scans are simulated, so that in the end we can look at what was hidden. The command `ambient-sci demo` runs the
 # same path in one go. At full size expect some minutes on two CPU cores, most of it in the training.
@@ -36,6 +36,7 @@ from IPython.display import display
 
 from ambient_sci import TrainConfig, load_prior, open_store, reconstruct, train
 from ambient_sci.baselines import cg_sense, l1_wavelet_batch, tune, zero_filled
+from ambient_sci.check import check
 from ambient_sci.datasets import describe, simulate
 from ambient_sci.demo import make_cohort
 from ambient_sci.evaluate import head_mask, score, table
@@ -117,6 +118,22 @@ for panel, title in zip(axes, ("measured", "zero-filled", "hidden"), strict=True
 plt.show()
 
 # %% [markdown]
+# ## Can it be learned?
+#
+# Before any training, `check` looks at how the scans were measured: whether all of them together see what each of them
+# misses, whether any is there twice, and whether somebody of the held-out scans is among them.
+
+# %%
+report = check(scans, against=held_out, progress=False)
+print(report)
+
+# %%
+report.plot()
+
+# %% [markdown]
+# *Above: in how many scans each frequency was measured well, what all of them leave unknown (dark: nothing), and both
+# over the distance from the centre of k-space. [checks.ipynb](checks.ipynb) shows what a warning looks like.*
+#
 # ## Learning a prior
 #
 # One call, whose options all have defaults. The method is expectation-maximisation: a diffusion model is trained on
@@ -131,8 +148,11 @@ records = [json.loads(line) for line in (config.out / "log.jsonl").read_text().s
 training_curve(records)
 
 # %% [markdown]
-# Images from the prior alone, with no scan behind them. They should look like slices of some head, and like none of
-# the training set in particular.
+# *Above: the loss over the images seen, and, where the training looked, how well it predicts measured rows that it was
+# not given, of scans that it does not learn from. The loss rises where a new set of samples comes in.*
+#
+# Images from the prior alone, with no scan behind them. They should look like slices of some head, and like none of the
+# training set in particular.
 
 # %%
 prior = load_prior(config.out)
@@ -220,6 +240,9 @@ reconstruction_figure(
 )
 
 # %% [markdown]
+# *Above: three scans by each method, and below each image how far it is from what was hidden, on a finer scale. Bottom
+# right is the predicted standard deviation, to be compared with the error of the posterior mean beside it.*
+#
 # ## Are the error bars honest?
 #
 # A profile through the middle of one scan: the band is the 90% interval of the magnitude, the line is what was hidden.
@@ -238,6 +261,8 @@ axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
+# *Above: where the band is wide, the scan and the prior leave the magnitude open.*
+#
 # One profile proves nothing. Over all pixels of all scored scans, intervals that claim a probability should hold the
 # known value about that often. Points below the diagonal mean error bars that are too small. They are not exact, in
 # general: the sampler is an approximation, and the prior was learned from a finite number of scans.
@@ -271,7 +296,8 @@ for name, value in written.attrs.items():
 # - Measured k-space: `ambient_sci.datasets.import_array` takes multi-coil Cartesian k-space as an array, estimates coil
 #   maps and noise where they are not given, and writes a store.
 # - Anything else: make a `Measurement` from your values, an operator and a noise level, and append it with
-#   `ambient_sci.datasets.StoreWriter`. Operators are in `ambient_sci.operators`; the README shows how to add one.
+#   `ambient_sci.datasets.StoreWriter`. Operators are in `ambient_sci.operators`;
+#   [own_operator.ipynb](own_operator.ipynb) adds one.
 #
 # Scans have to differ in what they miss. If every scan leaves out the same lines, nothing was ever seen there, and no
 # method can learn what belongs there.
