@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets.describe import describe
-from ambient_sci.datasets.scale import quick_image
 from ambient_sci.datasets.store import Store, open_store
 from ambient_sci.distributed import agree, equalise, is_sharded, join, main, obey_signals, wait, whole
 from ambient_sci.errors import ConfigError, DataError
@@ -25,6 +24,7 @@ from ambient_sci.logs import Log
 from ambient_sci.methods import METHODS
 from ambient_sci.model_card import write_model_card
 from ambient_sci.network import best_precision
+from ambient_sci.operators import quick_inverse
 from ambient_sci.pretrained.denoiser import PretrainedNetwork
 from ambient_sci.prior import Prior, build_denoiser, earlier_network, resolve_device, saved_prior
 from ambient_sci.runs import State, start_run
@@ -198,7 +198,7 @@ def _resolve(config: TrainConfig, store: Store, device: torch.device) -> TrainCo
     elif config.sigma_data is None:
         learned_from = store.head(len(store) - count)
         some = learned_from.read(learned_from.groups[0].scans[:64])
-        image = quick_image(some)
+        image = quick_inverse(some.operator, some.y)
         spread = float((torch.view_as_real(image) if image.is_complex() else image).std())
         if not spread > 0:
             raise DataError(

@@ -4,22 +4,9 @@ import torch
 from torch import Tensor
 
 from ambient_sci.measurement import Measurement
-from ambient_sci.operators import conjugate_gradient
+from ambient_sci.operators import quick_inverse
 
-__all__ = ["estimate_scale", "normalise", "quick_image"]
-
-DENSE = ("fourier", "identity", "mask", "sense")  # kinds whose adjoint undoes them where they measure
-
-
-def quick_image(measurement: Measurement) -> Tensor:
-    """Plain reconstruction in the units of the image, ``(batch, channel, *spatial)``.
-
-    The adjoint where pixels or Cartesian k-space are measured. Five conjugate gradient iterations elsewhere: samples
-    off the grid are not equally dense, and rows need not have unit norm.
-    """
-    A = measurement.operator
-    back = A.adjoint(measurement.y)
-    return back if A.kind in DENSE else conjugate_gradient(A.gram, back, iterations=5)
+__all__ = ["estimate_scale", "normalise"]
 
 
 def estimate_scale(measurement: Measurement) -> Tensor:
@@ -34,14 +21,14 @@ def estimate_scale(measurement: Measurement) -> Tensor:
     -------
     Tensor
         ``(batch,)``. For k-space (``"fourier"``, ``"sense"``, ``"nufft"``, ``"interferometer"``) the 99th percentile
-        of the magnitude of a `quick_image`, which the few brightest pixels do not move. One for kinds whose
+        of the magnitude of a `quick_inverse`, which the few brightest pixels do not move. One for kinds whose
         measurements are pixels or projections in the units of the image already. Measurements that are multiplied with
         a number have that many times the scale.
     """
     A = measurement.operator
     if A.kind not in ("fourier", "sense", "nufft", "interferometer"):
         return torch.ones(len(measurement))
-    image = quick_image(measurement).abs()
+    image = quick_inverse(A, measurement.y).abs()
     if image.shape[1] > 1 and getattr(A, "maps", None) is not None:  # sets of one image
         image = torch.linalg.vector_norm(image, dim=1)
     image = image.flatten(1)

@@ -21,7 +21,7 @@ from ambient_sci.operators.mask import Mask
 from ambient_sci.operators.matrix import Matrix
 from ambient_sci.operators.nufft import Nufft
 from ambient_sci.operators.sense import Sense
-from ambient_sci.operators.solve import Normal, conjugate_gradient, least_squares, operator_norm
+from ambient_sci.operators.solve import Normal, conjugate_gradient, least_squares, operator_norm, quick_inverse
 
 __all__ = [
     "Average",
@@ -51,6 +51,7 @@ __all__ = [
     "operator_norm",
     "patterns",
     "primary_beam",
+    "quick_inverse",
     "trajectories",
     "units",
     "vstack",

@@ -49,6 +49,7 @@ class LinearOperator(ABC):
     """A batch of linear maps, one for every scan."""
 
     kind: ClassVar[str]
+    orthonormal: ClassVar[bool] = False  # rows nearly are: the adjoint undoes the operator where it measures
     __array_ufunc__ = None  # numpy's numbers leave ``c * A`` to __rmul__ instead of taking A for a sequence
 
     # ---------------------------------------------------------------------------------- what a kind has to write

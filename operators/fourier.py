@@ -40,6 +40,7 @@ class Fourier(LinearOperator):
     """
 
     kind = "fourier"
+    orthonormal = True
 
     def __init__(self, mask: Tensor, shape: Sequence[int] | None = None, calibration: int = 0) -> None:
         self.mask = as_mask(mask)

@@ -35,6 +35,7 @@ class Identity(LinearOperator):
     """
 
     kind = "identity"
+    orthonormal = True
 
     def __init__(self, shape: Sequence[int], scans: Tensor | None = None, batch: int = 1) -> None:
         self.shape = as_shape(shape)

@@ -29,6 +29,7 @@ class Mask(LinearOperator):
     """
 
     kind = "mask"
+    orthonormal = True
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = as_mask(mask)

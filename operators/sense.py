@@ -54,6 +54,7 @@ class Sense(LinearOperator):
     """
 
     kind = "sense"
+    orthonormal = True
 
     def __init__(self, mask: Tensor, maps: Tensor, calibration: int = 0) -> None:
         self.mask = as_mask(mask)

@@ -35,7 +35,7 @@ from ambient_sci.errors import DataError
 from ambient_sci.operators.base import LinearOperator, _apply, transformed
 from ambient_sci.operators.parallel import Streaming, own, share
 
-__all__ = ["Normal", "conjugate_gradient", "dot", "least_squares", "operator_norm"]
+__all__ = ["Normal", "conjugate_gradient", "dot", "least_squares", "operator_norm", "quick_inverse"]
 
 Map = Callable[[Tensor], Tensor]
 
@@ -254,6 +254,30 @@ class _FirstOrder(torch.autograd.Function):
 # typed, as torch's are not
 _solution: Callable[..., Tensor] = _Solution.apply
 _first_order: Callable[..., Tensor] = _FirstOrder.apply
+
+
+def quick_inverse(operator: LinearOperator, y: Tensor, weight: float | Tensor = 0.0, iterations: int = 5) -> Tensor:
+    r"""Reconstruct plainly and in the units of the image, ``(batch, channel, *spatial)``.
+
+    The adjoint of operators whose rows are about orthonormal (pixels, Cartesian k-space). A few conjugate gradient
+    iterations with :math:`A^H A + \lambda` elsewhere: samples off the grid are not equally dense, and rows may have any
+    norm, so that the adjoint has neither the image's units nor its spectrum.
+
+    Parameters
+    ----------
+    operator
+        :math:`A`.
+    y
+        Measurements, ``(batch, *measurement)``.
+    weight
+        :math:`\lambda`, as `Normal` has it.
+    iterations
+        Number of iterations.
+    """
+    adjoint = operator.adjoint(y)
+    if operator.orthonormal:
+        return adjoint
+    return conjugate_gradient(Normal(operator, weight), adjoint, iterations=iterations)
 
 
 def least_squares(

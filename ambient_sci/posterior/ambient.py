@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ambient_sci.denoise import Denoiser, per_image
 from ambient_sci.measurement import Measurement
 from ambient_sci.network import as_complex, as_real
-from ambient_sci.operators import LinearOperator, collate, conjugate_gradient
+from ambient_sci.operators import LinearOperator, collate, conjugate_gradient, quick_inverse
 
 __all__ = ["AmbientDenoiser", "FixedMask", "ReconstructionGuidance", "restore"]
 
@@ -26,7 +26,8 @@ __all__ = ["AmbientDenoiser", "FixedMask", "ReconstructionGuidance", "restore"]
 class AmbientDenoiser(nn.Module):
     r"""A network conditioned on the operator, alternating with data consistency.
 
-    Starting from :math:`x = \tilde A^H y_s`, each of a few steps applies the network and then solves
+    Starting from :math:`x = \tilde A^H y_s`, or where its rows are not orthonormal from a few conjugate gradient
+    iterations that give it an image's units and spectrum, each of a few steps applies the network and then solves
 
     .. math:: (\tilde A^H \tilde A + \lambda) x = \tilde A^H y_s + \lambda z, \qquad \lambda = s^2 e^a / \sigma_d^2
 
@@ -36,8 +37,8 @@ class AmbientDenoiser(nn.Module):
     Parameters
     ----------
     network
-        ``network(x, label)`` on real channels: the current image, the adjoint and the operator's response to a constant
-        image, one after the other.
+        ``network(x, label)`` on real channels: the current image, what the steps start from, and the operator's
+        response to a constant image, at most one, one after the other.
     sigma_data
         Standard deviation of the images per real component.
     steps
@@ -64,9 +65,12 @@ class AmbientDenoiser(nn.Module):
         adjoint = operator.adjoint(y)
         response = operator.gram(torch.ones_like(adjoint))
         s, d = per_image(sigma, adjoint), self.sigma_data
-        x = adjoint
+        x = first = adjoint
+        if not operator.orthonormal:
+            x = first = quick_inverse(operator, y, (s / d) ** 2, self.iterations)
+            response = response / per_image(response.abs().flatten(1).amax(1).clamp_min(1), response)
         for step in range(self.steps):
-            z = self.fill_in(x, adjoint, response, sigma)
+            z = self.fill_in(x, first, response, sigma)
             weight = (s.clamp_min(1e-2 * d) / d) ** 2 * self.log_weight[step].exp()
             x = conjugate_gradient(
                 lambda v, weight=weight: operator.gram(v) + weight * v,  # type: ignore[misc]
@@ -76,13 +80,13 @@ class AmbientDenoiser(nn.Module):
             )
         return x
 
-    def fill_in(self, x: Tensor, adjoint: Tensor, response: Tensor, sigma: Tensor) -> Tensor:
-        """Apply the network to the current image, seen beside the adjoint and the operator's response."""
-        s, d = per_image(sigma, adjoint), self.sigma_data
+    def fill_in(self, x: Tensor, first: Tensor, response: Tensor, sigma: Tensor) -> Tensor:
+        """Apply the network to the current image, seen beside the first one and the operator's response."""
+        s, d = per_image(sigma, first), self.sigma_data
         scale = torch.rsqrt(s**2 + d**2)
         label = torch.log(sigma.clamp_min(1e-3 * d) / d) / 4
-        seen = torch.cat([as_real(x * scale), as_real(adjoint * scale), as_real(response)], 1)
-        return (d * scale) ** 2 * x + d * as_complex(self.network(seen, label), adjoint)
+        seen = torch.cat([as_real(x * scale), as_real(first * scale), as_real(response)], 1)
+        return (d * scale) ** 2 * x + d * as_complex(self.network(seen, label), first)
 
 
 class FixedMask(Denoiser):

@@ -12,7 +12,16 @@ from ambient_sci.config import TrainConfig
 from ambient_sci.denoise import Denoiser, GaussianDenoiser
 from ambient_sci.errors import ConfigError
 from ambient_sci.measurement import randn_like
-from ambient_sci.operators import Fourier, Gaussian, LinearOperator, Mask, Sense, conjugate_gradient
+from ambient_sci.operators import (
+    Fourier,
+    Gaussian,
+    LinearOperator,
+    Mask,
+    Nufft,
+    Sense,
+    conjugate_gradient,
+    trajectories,
+)
 from ambient_sci.operators.patterns import random_lines
 from ambient_sci.posterior import ADPS, DDS, DPS, MMPS, DiffPIR, FixedMask, ReconstructionGuidance, restore
 from ambient_sci.posterior.ambient import AmbientDenoiser
@@ -264,6 +273,24 @@ class Remembers(AmbientDenoiser):
 
 def ambient_network() -> Remembers:
     return Remembers(nn.Identity(), 1.0)
+
+
+def test_ambient_networks_see_images_of_spokes() -> None:
+    """In the units of images, though the centre of k-space is measured many times, and a response of one at most."""
+
+    class Watches(nn.Module):
+        def forward(self, x: Tensor, label: Tensor) -> Tensor:
+            self.seen = x
+            return torch.zeros_like(x[:, :2])
+
+    truth = torch.nn.functional.avg_pool2d(torch.randn(2, 1, 20, 20, generator=generator()), 5, 1).to(torch.complex64)
+    operator = Nufft(trajectories.golden_angle(2, (16, 16), 30, 32, generator()), (16, 16))
+    watches = Watches()
+    restored = AmbientDenoiser(watches, 0.2)(operator(truth), operator, torch.full((2,), 1e-3))
+    now, first, response = (torch.complex(*part.unbind(1))[:, None] for part in watches.seen.split(2, 1))
+    for image in (0.2 * now, 0.2 * first, restored.detach()):
+        assert float((image - truth).norm()) < 0.1 * float(truth.norm())
+    assert 0.9 < float(response.abs().max()) < 1 + 1e-5
 
 
 def test_fixed_mask_with_everything_measured_is_the_network_on_the_state() -> None:

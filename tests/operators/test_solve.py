@@ -16,13 +16,17 @@ from ambient_sci.errors import DataError
 from ambient_sci.operators import (
     Fourier,
     Gaussian,
+    Identity,
     LinearOperator,
     Mask,
+    Nufft,
     Scale,
     Sense,
     conjugate_gradient,
     least_squares,
     operator_norm,
+    quick_inverse,
+    trajectories,
     vstack,
 )
 from ambient_sci.operators.solve import dot
@@ -515,3 +519,24 @@ def test_operator_norm_of_kinds() -> None:
     torch.testing.assert_close(scaled, 5**0.5 * norms, rtol=1e-6, atol=0)
     none = Sense(torch.zeros(2, 1, 5, 6), torch.ones(2, 3, 5, 6, dtype=torch.complex64))
     assert torch.equal(operator_norm(none, (1, 5, 6), 3, generator), torch.zeros(2))
+
+
+def test_quick_inverse_has_the_units_of_images() -> None:
+    """Whatever the rows' norms and the density of samples: images come back that a scan measures completely."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.nn.functional.avg_pool2d(torch.randn(2, 1, 20, 20, generator=g), 5, 1).to(torch.complex64)
+    shape = tuple(x.shape[2:])
+    whole = torch.ones(2, 1, *shape)
+    maps = torch.randn(2, 3, *shape, dtype=x.dtype, generator=g)
+    maps = maps / maps.abs().square().sum(1, keepdim=True).sqrt()
+    spokes = Nufft(trajectories.golden_angle(2, shape, 30, 32, g), shape)
+    bright = Scale(Identity((1, *shape), batch=2), 40.0)
+    for A in (Mask(whole), Fourier(whole, shape), Sense(whole, maps), Identity((1, *shape), batch=2)):
+        assert A.orthonormal
+        torch.testing.assert_close(quick_inverse(A, A(x)), x, rtol=1e-4, atol=1e-5)
+    for A, error in ((spokes, 0.05), (bright, 1e-5)):
+        y = A(x)
+        assert float((A.adjoint(y) - x).norm()) > float(x.norm())  # what an adjoint alone would be
+        assert float((quick_inverse(A, y) - x).norm()) < error * float(x.norm())
+    shrunk = quick_inverse(bright, bright(x), torch.tensor([1600.0, 0.0]).reshape(2, 1, 1, 1))
+    torch.testing.assert_close(shrunk, x * torch.tensor([0.5, 1.0]).reshape(2, 1, 1, 1))
