@@ -24,7 +24,8 @@ __all__ = ["REGULARISATIONS", "WAVELET", "chunks_of", "every_scan", "regularisat
 CHUNK = 64
 TUNED, FITTED = 16, 128  # scans on which a regularisation is chosen, and a spectrum fitted
 WAVELET = "haar"  # with shifted grids it leaves the least error of the orthogonal wavelets, close to total variation
-REGULARISATIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # for images of unit range and rows of unit norm
+# for images of unit range and rows of unit norm
+REGULARISATIONS: tuple[float, ...] = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 GROWTH, LARGEST = 50, 1e6  # of the grid, where its largest is the best; it overlaps with the last one
 _GAUSSIAN = 0x6A  # purpose of a scan's stream
 
