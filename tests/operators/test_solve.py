@@ -534,7 +534,7 @@ def test_quick_inverse_has_the_units_of_images() -> None:
     for A in (Mask(whole), Fourier(whole, shape), Sense(whole, maps), Identity((1, *shape), batch=2)):
         assert A.orthonormal
         torch.testing.assert_close(quick_inverse(A, A(x)), x, rtol=1e-4, atol=1e-5)
-    for A, error in ((spokes, 0.05), (bright, 1e-5)):
+    for A, error in ((spokes, 0.15), (bright, 1e-5)):
         y = A(x)
         assert float((A.adjoint(y) - x).norm()) > float(x.norm())  # what an adjoint alone would be
         assert float((quick_inverse(A, y) - x).norm()) < error * float(x.norm())
