@@ -444,4 +444,4 @@ plt.show()
 # - Visibilities have to be calibrated. A prior of intensities does not know of phase errors and will explain them as
 #   structure; `validate_prior` flags what it cannot explain.
 # - A prior is one of sources of that kind, size of pixel and field. A few hundred sources and some minutes are a
-#   beginning: how the errors fall with time is in [benchmarks/README.md](../benchmarks/README.md#learning).
+#   beginning; [benchmarks/README.md](../benchmarks/README.md#learning) has what longer trainings reach on other data.
