@@ -163,7 +163,7 @@ LINES = [
     "methods, warm_start, validation, runs, steps, logs, model_card, finetuning, training, reconstruction, "
     "evaluate.compare, evaluate.held_out, check, audit, viewer",
     "demo",
-    "cli, cli_import",
+    "cli",
 ]
 LEVEL = {f"ambient_sci.{name}": level for level, line in enumerate(LINES) for name in line.split(", ")}
 MATHEMATICS, DATASETS = 3, 4

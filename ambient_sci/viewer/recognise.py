@@ -47,6 +47,7 @@ def view(
     out: str | os.PathLike[str],
     reference: Store | None = None,
     title: str | None = None,
+    progress: bool = False,
     **options: Any,
 ) -> Path:
     """Write what lies at a path as one HTML file: a reconstruction, a run, a validation or an audit.
@@ -62,6 +63,8 @@ def view(
         Of a reconstruction (`write_viewer`).
     title
         Heading of the page.
+    progress
+        Show a progress bar.
 
     Returns
     -------
@@ -91,4 +94,6 @@ def view(
         compared = folder / "compared"
         others = {"images of the compared prior": PriorAudit.load(compared)} if compared.exists() else None
         return write_audit(out, PriorAudit.load(folder), others, title)
-    return write_viewer(out, open_reconstruction(path), reference, title=title or "Reconstruction", **options)
+    return write_viewer(
+        out, open_reconstruction(path), reference, title=title or "Reconstruction", progress=progress, **options
+    )

@@ -14,6 +14,9 @@ from ambient_sci.datasets import open_store, simulate
 if TYPE_CHECKING:
     import xarray
 
+    from ambient_sci.audit import PriorAudit
+    from ambient_sci.evaluate.held_out import PriorValidation
+
 SMALL: dict[str, Any] = {
     "images": 192,
     "batch": 16,
@@ -103,3 +106,62 @@ def posterior(store_path: Path) -> "xarray.Dataset":
         {"scan": np.arange(9), "probability": [0.25, 0.75], "subject": ("scan", np.arange(9) // 3)},
         {"title": TITLE, "store": store.fingerprint, "interval": 0.9, "samples": 6},
     )
+
+
+@pytest.fixture
+def validation() -> "PriorValidation":
+    """What validating a prior on five scans could find; scan 12 is not explained."""
+    import xarray
+
+    from ambient_sci.evaluate.held_out import PriorValidation
+
+    rng = np.random.default_rng(0)
+    coords = {
+        "scan": [3, 7, 9, 12, 20],
+        "band": ["all", "0.125 to 0.25", "above 0.375"],
+        "level": [0.5, 0.9, 0.95],
+    }
+    sizes = {name: len(values) for name, values in coords.items()}
+    variables = {
+        name: (axes, rng.uniform(0.5, 1.5, [sizes[axis] for axis in axes]))
+        for name, axes in PriorValidation.axes.items()
+    }
+    variables["values"] = (("scan", "band"), rng.integers(10, 99, (5, 3)))
+    variables["coverage"] = (("scan", "band", "level"), rng.uniform(0.4, 1, (5, 3, 3)))
+    variables["ratio"][1][0, 2] = np.nan  # a scan without hidden values in a band
+    variables["flagged"] = (("scan",), np.arange(5) == 3)
+    variables["band_ratio"] = (("band",), np.array([1.02, 0.98, 1.31]))
+    variables["band_p_value"] = (("band",), np.array([0.2, 0.6, 1e-5]))
+    return PriorValidation(
+        xarray.Dataset(variables, coords, {"title": "<i>t</i>", "prior": "0123", "steps": 4}), 1.1, 0.1
+    )
+
+
+@pytest.fixture
+def audit() -> "PriorAudit":
+    """What auditing a prior with six images, two of which copy scan 31, could find."""
+    import xarray
+
+    from ambient_sci.audit import Membership, PriorAudit
+    from ambient_sci.audit.result import QUANTILES
+    from ambient_sci.audit.statistics import separate
+
+    rng = np.random.default_rng(1)
+    coords = {"space": ["pixels"], "image": np.arange(6), "scan": np.arange(9), "quantile": list(QUANTILES)}
+    coords["end"] = ["low", "high"]
+    sizes = {name: len(values) for name, values in coords.items()}
+    variables = {
+        name: (axes, rng.uniform(0.2, 0.8, [sizes[axis] for axis in axes])) for name, axes in PriorAudit.axes.items()
+    }
+    nearest = np.array([[4, 31, 2, 31, 8, 8]])
+    variables |= {"nearest": (("space", "image"), nearest), "copy": (("space", "image"), nearest == 31)}
+    variables["p_value"] = (("space", "image"), np.where(nearest == 31, 1e-9, 0.5))
+    variables["held_nearest"] = (("space", "scan"), rng.integers(0, 40, (1, 9)))
+    variables["auc_p_value"] = (("space",), np.array([1e-4]))
+    variables["residual"] = (("image",), np.full(6, np.nan))
+    members, others = rng.uniform(0, 1, 30), rng.uniform(0.2, 1.2, 9)
+    attack = separate(-members, -others)
+    pairs = (rng.random((2, 6, 1, 10, 8)) * np.exp(1j)).astype(np.complex64)
+    order = np.array([1, 3, 0, 2, 4, 5])
+    dataset = xarray.Dataset(variables, coords, {"training_scans": 40, "prior": "0123"})
+    return PriorAudit(dataset, Membership("denoising", members, others, attack, attack), pairs, order)

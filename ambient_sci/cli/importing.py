@@ -9,11 +9,13 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Optional, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperGroup
 
+from ambient_sci.cli.app import app, examples, show_help
+from ambient_sci.cli.options import NewStore, Overwrite, Quiet
 from ambient_sci.errors import ConfigError
 from ambient_sci.registry import available, load
 
@@ -77,24 +79,22 @@ def _command(name: str, importer: Callable[..., Any]) -> Any:
 
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
     files = Annotated[list[Path], typer.Argument(help="files or folders to read")]
-    target = Annotated[Path, typer.Argument(help="store to write: a folder, or a file ending in .h5")]
     parameters = [
         inspect.Parameter("paths", positional, annotation=files),
-        inspect.Parameter("store", positional, annotation=target),
+        inspect.Parameter("store", positional, annotation=NewStore),
         *own.values(),
         *preparing.values(),
         _option("append", Annotated[bool, "add to the store that is there"], False),
-        _option("overwrite", Annotated[bool, "replace what is already there"], False),
-        _option("quiet", Annotated[bool, "no progress bars"], False),
+        inspect.Parameter("overwrite", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Overwrite),
+        inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet),
     ]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    first, _, examples = (inspect.getdoc(importer) or "").partition("\n\n")
-    lines = [line.strip() for line in examples.splitlines() if line.strip().startswith(f"ambient-sci import {name} ")]
-    epilog = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines) if lines else None
-    app.command(name, help=first, epilog=epilog)(run)
-    return typer.main.get_command(app)
+    one = typer.Typer(add_completion=False, rich_markup_mode=None)
+    first, _, rest = (inspect.getdoc(importer) or "").partition("\n\n")
+    lines = [line.strip() for line in rest.splitlines() if line.strip().startswith(f"ambient-sci import {name} ")]
+    one.command(name, help=first, epilog=examples(*lines) if lines else None)(run)
+    return typer.main.get_command(one)
 
 
 def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
@@ -113,7 +113,7 @@ def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     else:
         flags = (f"--{name.replace('_', '-')}",) if annotation is bool and default is False else ()
         option = typer.Option(*flags, help=said)
-    kind = Optional[annotation] if optional else annotation  # noqa: UP045
+    kind = annotation | None if optional else annotation
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 
@@ -123,3 +123,8 @@ def _sizes(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.lower().split("x"))
     except ValueError:
         raise typer.BadParameter(f"sizes are written like 128x100, got {text!r}") from None
+
+
+imports = typer.Typer(cls=ImportGroup, help="Bring measured data into a store.", rich_markup_mode=None)
+imports.callback(invoke_without_command=True)(show_help)
+app.add_typer(imports, name="import")
