@@ -34,7 +34,7 @@ class Denoiser(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Denoise ``x`` (batch, channel, *spatial) at noise levels ``sigma`` (batch,)."""
+        """Denoise ``x``, ``(batch, channel, *spatial)``, at noise levels ``sigma``, ``(batch,)``."""
 
 
 class EDMDenoiser(Denoiser):

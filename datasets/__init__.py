@@ -2,7 +2,7 @@
 
 `ambient_sci.datasets.schema` has the names and dimensions of a store, `open_store` reads one, `StoreWriter` writes one;
 `import_files` brings in what instruments measured, `simulate` measures images, `batches` draws from a store to train
-(`StoreDataset` in the workers of a torch `DataLoader`), `export` writes reconstructions for other programs.
+(`StoreDataset` in the workers of a torch ``DataLoader``), `export` writes reconstructions for other programs.
 """
 
 if __name__ != "ambient_sci.datasets":  # found as a top-level name from the repository root

@@ -5,7 +5,7 @@ An operator holds one linear map for every scan of a batch,
 .. math:: y_b = A_b x_b, \qquad b = 1 \ldots B,
 
 with images ``x`` of shape ``(batch, channel, *spatial)`` and measurements ``y`` of shape ``(batch, *measurement)``.
-Rows of :math:`A_b` that were not measured are kept as zeros, so that all scans of a batch have one shape; `rows` says
+Rows of :math:`A_b` that were not measured are kept as zeros, so that all scans of a batch have one shape; ``rows`` says
 which were measured. A further corruption :math:`\tilde A = B A` is then an operator with fewer rows, and
 :math:`B y` is ``A_tilde.rows * y``.
 
@@ -13,8 +13,8 @@ An operator has two kinds of arguments, and nothing else: *parameters*, tensors 
 from scan to scan, and *settings*, a few numbers that all scans share. Slicing, collating, moving and storing
 follow from that. It is a value: no method changes it, and it knows neither noise nor solvers.
 
-A new kind writes `_forward` and `_adjoint` (each becomes the gradient of the other), `rows`, and, where it can be
-done faster than one after the other, `_gram`; `ambient_sci.testing.OperatorTests` checks the rest.
+A new kind writes ``_forward`` and ``_adjoint`` (each becomes the gradient of the other), ``rows``, and, where it can
+be done faster than one after the other, ``_gram``; `ambient_sci.testing.OperatorTests` checks the rest.
 """
 
 from abc import ABC, abstractmethod

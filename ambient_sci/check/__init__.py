@@ -1,8 +1,8 @@
 r"""Can these measurements be learned from? Answered from the operators and the data alone, before any training.
 
 **The condition.** Let :math:`\tilde A = B A` be a scan's operator after the further corruption of the training
-(`thin`). Ambient Diffusion (Daras et al. 2023, arXiv:2305.19256, theorem 4.1) learns :math:`E[x_0 \mid \tilde A, \tilde
-A x_s]` if
+(`LinearOperator.thin`). Ambient Diffusion (Daras et al. 2023, arXiv:2305.19256, theorem 4.1) learns
+:math:`E[x_0 \mid \tilde A, \tilde A x_s]` if
 
 .. math:: E[A^H A \mid \tilde A] \text{ has full rank for every } \tilde A,
 

@@ -12,6 +12,7 @@ from ambient_sci.methods.gan import AmbientGANLearner
 
 __all__ = ["METHODS", "ImageLearner", "Learner"]
 
+#: Learners by the name of their method.
 METHODS: dict[Method, Callable[[TrainConfig, Store, bool], Learner]] = {
     "em": EMLearner,
     "ambient": AmbientLearner,

@@ -31,6 +31,7 @@ from ambient_sci.measurement import Measurement
 
 __all__ = ["INTERVAL", "check_quantiles", "misfit", "quantiles_of", "summarise"]
 
+#: Part of the posterior between ``lower`` and ``upper``.
 INTERVAL = 0.9
 
 

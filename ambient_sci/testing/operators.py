@@ -20,7 +20,7 @@ What is tested: that the map is linear and equal to its matrix; that
 :math:`\langle A x, y \rangle = \langle x, A^H y \rangle`; :math:`A^H A`; first and second derivatives in reverse and
 forward mode; that a batch of different scans is the loop over them, and everything that a batch goes through (slices,
 collation, repetition, one operator for many images, pickles, devices, precisions, stores); what it means to lose rows;
-the noise of `lift`; that wrong shapes are refused in words; and that nothing is changed in place. All of it runs in
+the noise of ``lift``; that wrong shapes are refused in words; and that nothing is changed in place. All of it runs in
 double precision, and a kind should pass it in about a second.
 """
 
@@ -60,9 +60,9 @@ class OperatorTests(ABC):
     dtype
         Double precision type of the images, ``torch.complex128`` or ``torch.float64``.
     thins
-        Whether the kind has `thin`; one that has none must refuse with a `DataError`.
+        Whether the kind has ``thin``; one that has none must refuse with a `DataError`.
     lifts
-        Whether the kind has `lift`; one that has none must refuse with a `DataError`.
+        Whether the kind has ``lift``; one that has none must refuse with a `DataError`.
     tolerance
         Relative and absolute error of double precision that is allowed between the map, its adjoint and its gram, and
         against the matrix; for kinds that interpolate.

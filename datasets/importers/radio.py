@@ -17,7 +17,7 @@ From samples to one image's measurement, each of these steps only where it is as
 #. Rows of one field, and of one interval of time, are read. Autocorrelations, flagged samples and those that are not
    finite are left out.
 #. Stokes I is half the sum of the parallel hands, RR and LL or XX and YY, or their sum in files that say so. Where
-   one of them is flagged the other stands for it, which is right for a source that is not polarised (`stokes`).
+   one of them is flagged the other stands for it, which is right for a source that is not polarised (``stokes``).
    Its weight :math:`w` is that of independent hands of variance one over weight.
 #. The noise: :math:`\sigma^2 = 1 / w` of each real component where weights are inverse variances, as in UVFITS and
    measurement sets. Where only their ratios mean something, as in UVH5 (a weight is then the number of samples times
