@@ -216,6 +216,23 @@ def test_without_a_command_the_help_is_shown(command: Command) -> None:
     assert "array" in command("import")[0]
 
 
+def test_help_is_a_page(command: Command) -> None:
+    """Every command is in one group, in whole sentences, and the example names commands that exist."""
+    from ambient_sci.cli.app import GROUPS
+
+    out, _ = command("--help")
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted({name.split()[0] for name in COMMANDS})
+    assert all(f"\n{heading}:\n" in out for heading in GROUPS)
+    assert "..." not in out.partition("\n")[2]
+    example = out.partition("From a file to error bars:\n")[2].partition("\n\n")[0]
+    assert [line.split()[1] for line in example.splitlines()] == [
+        "import", "check", "train", "validate", "reconstruct", "view"
+    ]  # fmt: skip
+    assert (
+        out.index("Scans into a store:") < out.index("Learn a prior:") < out.index("Options:") < out.index("Read on:")
+    )
+
+
 def test_version(command: Command) -> None:
     assert command("--version") == (f"{ambient_sci.__version__}\n", "")
 

@@ -19,7 +19,7 @@ import xarray
 
 from ambient_sci import open_store
 from ambient_sci.reconstruction.output import TITLE
-from ambient_sci.viewer import write_viewer
+from ambient_sci.viewer import view, write_viewer
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to look with")
@@ -419,3 +419,38 @@ def test_volumes(browser: Browser, tmp_path: Path) -> None:
     assert number(found[1]) == pytest.approx(1e-6, rel=1e-2)
     assert browser.run("document.getElementById('readout').innerHTML.includes('&lt;b&gt;Jy')")
     assert browser.complaints() == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1600])
+@pytest.mark.parametrize("kind", ["validation", "audit", "run"])
+def test_pages_of_findings(
+    kind: str,
+    width: int,
+    scheme: str,
+    browser: Browser,
+    run_path: Path,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:
+    if kind == "run":
+        folder = run_path
+    else:
+        folder = tmp_path / kind
+        request.getfixturevalue(kind).save(folder)
+    browser.open(view(folder, tmp_path / "page.html"), width, 900, prefers_color_scheme=scheme)
+    browser.run("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert browser.complaints() == []
+    assert browser.run("document.documentElement.scrollWidth") == width
+    paper = browser.run("getComputedStyle(document.body).backgroundColor")
+    assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 24, 27)"}[scheme]
+    ink = browser.run("getComputedStyle(document.querySelector('.chart .k0')).color")
+    assert ink == {"light": "rgb(0, 114, 178)", "dark": "rgb(108, 184, 234)"}[scheme]
+    # what is wider than the window can be scrolled, also from the keyboard
+    outside = browser.run(
+        "[...document.querySelectorAll('main *')].filter(one => !one.closest('.scroll, svg') && "
+        "one.getBoundingClientRect().right > innerWidth + 1).map(one => one.outerHTML.slice(0, 80))"
+    )
+    assert outside == []
+    assert browser.run("[...document.querySelectorAll('.scroll')].every(one => one.tabIndex === 0)")
+    assert browser.run("[...document.images].every(one => one.complete && one.naturalWidth > 0 && one.alt)")
