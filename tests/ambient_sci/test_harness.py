@@ -240,6 +240,10 @@ def test_targets_of_learning(harness: SimpleNamespace) -> None:
     assert verdicts(*timed)[r4] == "met"
     timed[1]["seconds"] = 80.0
     assert verdicts(*timed)[r4] == "not measured", "it took longer than the oracle"
+    timed.append(_row("mri-r4", "oracle", seed=1, nrmse=0.1, seconds=70.0))
+    assert verdicts(*timed)[r4] == "not measured", "on a slower machine the oracle would have taken longer, too"
+    timed.append(_row("mri-r4", "em", seed=1, nrmse=0.11, seconds=82.0))
+    assert verdicts(*timed)[r4] == "met"
 
     digit = [_row("digits-p75", name, frechet=value) for name, value in (("oracle", 10), ("em", 14), ("ambient", 17))]
     assert (verdicts(*digit)[digits], verdicts(*digit)[ahead]) == ("met", "NOT met")
