@@ -1,6 +1,6 @@
-"""The site: `sphinx-build -W -n -c docs . site`, from the root of the repository. Nothing is fetched, and no page fetches.
+"""The site: ``sphinx-build -W -n -c docs . build/site`` from the root of the repository.
 
-Notebooks are executed; ``-D nb_execution_mode=off`` leaves their outputs out.
+Nothing is fetched, and no page fetches. Notebooks are executed; ``-D nb_execution_mode=off`` leaves their outputs out.
 """
 
 import sys

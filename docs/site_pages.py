@@ -35,7 +35,7 @@ from ambient_sci import TrainConfig
 __all__ = ["missing_names", "modules", "setup"]
 
 PACKAGE = "ambient_sci"
-COMMAND_LINE = ("ambient_sci.cli", "ambient_sci.cli_import")  # what they define has --help
+COMMAND_LINE = "ambient_sci.cli"  # what it defines has --help
 PAGES = "docs/api"
 NAPOLEON = Config(napoleon_use_rtype=False)
 LONGEST = 200  # characters of a value that is shown
@@ -51,7 +51,7 @@ def modules(package: str) -> Iterator[ModuleType]:
     root = importlib.import_module(package)
     yield root
     for found in pkgutil.walk_packages(root.__path__, f"{package}."):
-        if found.name not in COMMAND_LINE:
+        if not found.name.startswith(COMMAND_LINE):
             yield importlib.import_module(found.name)
 
 
@@ -91,7 +91,8 @@ def page(module: ModuleType) -> str:
     if hasattr(module, "__path__"):
         below = sorted(pkgutil.iter_modules(module.__path__, f"{name}."), key=lambda each: (not each.ispkg, each.name))
         lines += ["", ".. toctree::", "   :maxdepth: 1", ""]
-        lines += [f"   {each.name.removeprefix(f'{name}.')} <{each.name}>" for each in below if each.name not in COMMAND_LINE]
+        inside = [each.name for each in below if each.name != COMMAND_LINE]
+        lines += [f"   {each.removeprefix(f'{name}.')} <{each}>" for each in inside]
     return "\n".join([*lines, ""])
 
 
@@ -223,7 +224,7 @@ def short_signature(app: Sphinx, kind: str, name: str, value: Any, *rest: Any) -
 
 
 def sections(app: Sphinx, kind: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    """Read the sections of numpydoc, which attributes have none of: napoleon would take words before a colon for types."""
+    """Read the sections of numpydoc. Attributes have none: napoleon would take words before a colon for types."""
     if kind not in ("attribute", "data", "property"):
         lines[:] = NumpyDocstring(lines, NAPOLEON, app, kind, name, value, options).lines()
 
@@ -246,7 +247,8 @@ def lead_to_pages(app: Sphinx, document: str, source: list[str]) -> None:
         if Path(app.srcdir, PAGES, f"{name}.rst").exists():
             return f"[{text}](/{PAGES}/{name}.rst)"
         if (app.srcdir / target).is_dir():
-            index = next((each for each in (target / "README.md", Path(f"docs/{target}.md")) if (app.srcdir / each).exists()), None)
+            pages = (target / "README.md", Path(f"docs/{target}.md"))
+            index = next((each for each in pages if (app.srcdir / each).exists()), None)
             return f"[{text}](/{index})" if index else text
         return match[0]
 
