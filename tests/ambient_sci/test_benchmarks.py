@@ -341,3 +341,17 @@ def test_a_busy_core_ends_with_what_keeps_it_busy() -> None:
         parent.stdout.readline()
         parent.kill()
         parent.communicate(timeout=20)  # the pipe ends when nobody has it any more, the other process included
+
+
+def test_scale_multiplies_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand, on 32 cores: 10^5 scans are 10 MB, of which 16 kB a second can be read: 625 s.
+
+    4 10^5 images at 64 a second and 10^5 samples at 32 take 9375 s, 3 10^5 samples as long again; 5.2 hours at 7.2.
+    """
+    monkeypatch.syspath_prepend(str(ROOT))
+    scale = importlib.import_module("benchmarks.scale")
+    given = {name: value for inputs in (scale.MEASURED, scale.ASSUMED) for name, (value, _) in inputs.items()}
+    given |= {"bytes": 100.0, "disk": 0.5, "read": 1000.0, "bandwidth": 1e12, "train": 2.0, "sample": 1.0}
+    given |= {"least": 0.0, "epochs": 4.0, "laps": 1.0, "samples": 3.0, "scaling": 1.0, "price": 7.2}
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in scale.table(given).splitlines()[2:]]
+    assert rows[1] == ["one machine, 32 cores", "10^5", "5 MB", "10 min", "3 h", "3 h", "38"]
