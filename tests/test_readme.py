@@ -126,7 +126,16 @@ def test_snippets(folder: Path) -> None:
     assert names["result"].sizes["draw"] == 8
     made = {path.name for path in folder.iterdir()} - given
     stores = {"scans.zarr", "held-out.zarr", "measured.zarr", "measured.h5", "mine.zarr"}
-    results = {"recon.zarr", "measured-recon.zarr", "metrics.json", "figure.png", "view.html", "check.png", "nifti"}
+    results = {
+        "recon.zarr",
+        "measured-recon.zarr",
+        "metrics.json",
+        "figure.png",
+        "view.html",
+        "run.html",
+        "check.png",
+        "nifti",
+    }
     assert made == stores | results | {"run", "samples"}
 
 
