@@ -9,8 +9,18 @@ which is about 1 per real component for duplicates, and large for different imag
 pairs come from three matrix products. Otherwise, images are compared: the magnitudes of linear estimates
 (`ambient_sci.check.gaussian`) from the lowest frequencies, with the uncertainty of these estimates for noise.
 
-A pair counts where the difference is no larger than noise makes it. Where that holds for every other pair too, noise
-hides duplicates, and nothing is claimed.
+A pair is near where the difference is no larger than noise makes it, :math:`v_{ij} \le 1` with
+:math:`v = (d - 1) / (l - 1)` and the limit :math:`l` of the mean of so many squares. Where that holds for most other
+pairs too, noise hides duplicates, and nothing is claimed.
+
+Images of few degrees of freedom are near each other by chance. Of chance pairs, the number :math:`C(v)` within a
+squared distance ``v`` grows as :math:`v^{m/2}`, ``m`` the dimension of images of this kind (Levina and Bickel 2004,
+NIPS 17), which makes the number within the limit
+
+.. math:: C(1) = \frac{C(2) - C(1)}{r - 1}, \qquad r = \frac{C(4) - C(2)}{C(2) - C(1)} = 2^{m/2},
+
+two shells outside of it, where duplicates are not. Pairs are claimed within the limit, or else within half of it, if
+of these no more than a part `CHANCE` is expected to be chance.
 
 With more than `EXACT` scans not all pairs of images are compared: after a random projection duplicates are neighbours
 (Indyk and Motwani 1998, STOC), so in each of several random orders every scan is compared with the next few.
@@ -27,7 +37,9 @@ __all__ = ["Features", "same_images", "same_rows"]
 
 EXACT = 4096
 BLOCK = 512
-MARGIN = 1.5  # of the noise that still counts as the same
+MARGIN = 1.5  # of the noise that still counts as the same image
+SLACK, DEVIATIONS = 0.1, 2.5  # the same of rows: error of the noise level, and chance of the mean of squares
+CHANCE = 0.1  # of the pairs claimed
 TELLING = 4.0  # how far above that limit a typical pair must be
 LEAST = 16  # rows in common
 PROJECTIONS, WINDOW = 12, 12
@@ -67,41 +79,59 @@ class Features:
 
 
 def same_rows(features: Features) -> tuple[list[tuple[int, int]], bool]:
-    """Pairs of positions that are the same measurement, and whether noise would let one tell."""
+    """Pairs of positions that are the same measurement, and whether noise and look-alikes would let one tell."""
     assert features.seen is not None
     z, seen, noise = features.values, features.seen, features.noise
     parts = 2 if z.is_complex() else 1
     power = z.abs().square()
-    found, typical = [], []
+    pairs, apart, typical = [], [], []
     for start in range(0, len(z), BLOCK):
         part = slice(start, start + BLOCK)
         inner = (z[part].conj() @ z.T).abs().square()
         own, theirs, common = power[part] @ seen.T, seen[part] @ power.T, seen[part] @ seen.T
         tiny = torch.finfo(power.dtype).tiny
         factor = inner / theirs.clamp_min(tiny) ** 2  # |a|^2
-        apart = (own - inner / theirs.clamp_min(tiny)).clamp_min(0) - 1e-5 * own
-        expected = parts * common * (noise[part, None] + factor * noise) * MARGIN
+        difference = (own - inner / theirs.clamp_min(tiny)).clamp_min(0) - 1e-5 * own
+        squares = (parts * common).clamp_min(1)
+        d = difference / (squares * (noise[part, None] + factor * noise)).clamp_min(tiny)
+        limit = 1 + SLACK + DEVIATIONS * (2 / squares).sqrt()
         alike = inner >= 0.25 * own * theirs  # or both are noise
         later = torch.arange(len(z)) > torch.arange(start, start + len(own))[:, None]
         enough = (common >= LEAST) & later
-        hits = (enough & alike & (apart <= expected)).nonzero() + torch.tensor([start, 0])
-        found += [(int(i), int(j)) for i, j in hits]
-        ratio = (apart / expected.clamp_min(tiny))[enough]
+        v = (d - 1) / (limit - 1)
+        near = enough & alike & (v <= 4)
+        pairs.append(near.nonzero() + torch.tensor([start, 0]))
+        apart.append(v[near])
+        ratio = (d / limit)[enough]
         typical.append(ratio[:: max(1, len(ratio) // 10_000)])
     every = torch.cat(typical)
-    return found, len(every) > 0 and float(every.median()) >= TELLING
+    found, told = _claimed(torch.cat(pairs), torch.cat(apart))
+    return found, told and len(every) > 0 and float(every.median()) >= TELLING
 
 
 def same_images(features: Features, generator: torch.Generator) -> tuple[list[tuple[int, int]], bool]:
-    """Pairs of positions that are the same image, and whether noise would let one tell."""
+    """Pairs of positions that are the same image, and whether noise and look-alikes would let one tell."""
     count = len(features.values)
     if count < 2:
         return [], False
     some = torch.randint(count, (4096, 2), generator=generator)
     typical = _apart(features, some[some[:, 0] != some[:, 1]])
     pairs = torch.combinations(torch.arange(count)) if count <= EXACT else _neighbours(features.values, generator)
-    hits = torch.cat([part[_apart(features, part) <= 1] for part in pairs.split(1 << 16)])
-    return [(int(i), int(j)) for i, j in hits], float(typical.median()) >= TELLING
+    d = torch.cat([_apart(features, part) for part in pairs.split(1 << 16)])
+    found, told = _claimed(pairs, (d - 1) / (MARGIN - 1))
+    return found, told and float(typical.median()) >= TELLING * MARGIN
+
+
+def _claimed(pairs: Tensor, v: Tensor) -> tuple[list[tuple[int, int]], bool]:
+    """Choose the pairs that are not expected to be near by chance, and tell whether chance would hide such pairs."""
+    close, wide = (int(((v > low) & (v <= 2 * low)).sum()) for low in (1, 2))
+    growth = max(2.0, wide / max(close, 1))  # images have two degrees of freedom at least
+    chance = close / (growth - 1)
+    for limit, expected in ((1.0, chance), (0.5, chance / growth)):
+        near = pairs[v <= limit]
+        if expected <= CHANCE * len(near) and len(near):
+            return [(int(i), int(j)) for i, j in near], True
+    return [], chance / growth < 1
 
 
 def _apart(features: Features, pairs: Tensor) -> Tensor:
@@ -113,7 +143,7 @@ def _apart(features: Features, pairs: Tensor) -> Tensor:
     factor = inner / theirs.clamp_min(tiny)
     apart = (own - inner * factor).clamp_min(0) - 1e-5 * own
     expected = features.noise[pairs[:, 0]] + factor**2 * features.noise[pairs[:, 1]]
-    return apart / (MARGIN * expected).clamp_min(tiny)
+    return apart / expected.clamp_min(tiny)
 
 
 def _neighbours(values: Tensor, generator: torch.Generator) -> Tensor:

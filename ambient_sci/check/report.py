@@ -146,7 +146,7 @@ class CheckReport:
 
     def _duplicates(self) -> str:
         if self.duplicates is None:
-            return "could not be told: too little in common, or too noisy"
+            return "could not be told: too little in common, too noisy, or images too alike"
         if not self.duplicates:
             return "none found"
         shown = ", ".join(f"{i} and {j}" for i, j in self.duplicates[:5])

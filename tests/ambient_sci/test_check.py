@@ -439,6 +439,46 @@ def test_nothing_is_claimed_where_noise_hides_duplicates() -> None:
     assert not duplicates.same_images(features, generator())[1]
 
 
+def test_images_that_are_near_each_other_by_chance_are_no_duplicates(tmp_path: Path) -> None:
+    """Three blobs have 12 degrees of freedom: of half a million pairs, some are within the noise of each other."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[-1:1:16j, -1:1:16j]
+    centre, width = rng.uniform(-0.6, 0.6, (2, 1000, 3, 1, 1)), rng.uniform(0.12, 0.3, (1000, 3, 1, 1))
+    height = rng.uniform(0.4, 1, (1000, 3, 1, 1))
+    images = (height * np.exp(-((y - centre[0]) ** 2 + (x - centre[1]) ** 2) / (2 * width**2))).sum(1)
+    images /= images.max((1, 2), keepdims=True)
+    found = []
+    for noise in (0.05, 0.02):
+        store = simulate(images, tmp_path / f"{noise}.zarr", operator="mask", keep=0.5, noise=noise, seed=0)
+        found.append(check(store, progress=False))
+    assert found[0].duplicates is None  # could not be told, and so it says
+    assert found[1].duplicates == []
+    assert {report.verdict for report in found} == {"good"}
+    images[-5:] = images[:5]
+    store = simulate(images, tmp_path / "planted.zarr", operator="mask", keep=0.5, noise=0.02, seed=0)
+    pairs = check(store, progress=False).duplicates
+    assert pairs is not None
+    planted = [(k, 995 + k) for k in range(5)]
+    assert len(set(pairs) & set(planted)) >= 4  # half of the limit holds most
+    assert len(set(pairs) - set(planted)) <= 1
+
+
+@pytest.mark.parametrize("dimension", [2, 5, 12])
+def test_pairs_are_claimed_if_more_are_near_than_chance_has(dimension: int) -> None:
+    """Points of a torus, near each other by chance alone; then some stand in it twice."""
+    points = torch.rand(600, dimension, generator=generator(), dtype=torch.float64)
+    pairs = torch.combinations(torch.arange(600))
+    apart = (points[pairs[:, 0]] - points[pairs[:, 1]] + 0.5).remainder(1) - 0.5
+    squares = apart.square().sum(1)
+    v = squares / squares.sort().values[20]  # 20 are nearer than the limit
+    assert duplicates._claimed(pairs, v) == ([], dimension == 12)  # half of it holds 20 / 2 ** (dimension / 2)
+    twice = torch.tensor([[k, 600 + k] for k in range(300)])
+    found, told = duplicates._claimed(torch.cat([pairs, twice]), torch.cat([v, torch.zeros(300)]))
+    assert told
+    assert {(k, 600 + k) for k in range(300)} <= set(found)
+    assert len(found) <= 321
+
+
 # ------------------------------------------------------------------------------------------ use
 
 
