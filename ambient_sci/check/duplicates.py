@@ -39,7 +39,7 @@ EXACT = 4096
 BLOCK = 512
 MARGIN = 1.5  # of the noise that still counts as the same image
 SLACK, DEVIATIONS = 0.1, 2.5  # the same of rows: error of the noise level, and chance of the mean of squares
-CHANCE = 0.1  # of the pairs claimed
+CHANCE = 0.2  # of the pairs claimed, at most
 TELLING = 4.0  # how far above that limit a typical pair must be
 LEAST = 16  # rows in common
 PROJECTIONS, WINDOW = 12, 12
@@ -131,7 +131,7 @@ def _claimed(pairs: Tensor, v: Tensor) -> tuple[list[tuple[int, int]], bool]:
         near = pairs[v <= limit]
         if expected <= CHANCE * len(near) and len(near):
             return [(int(i), int(j)) for i, j in near], True
-    return [], chance / growth < 1
+    return [], chance / growth < 1 and not bool((v <= 0.5).any())
 
 
 def _apart(features: Features, pairs: Tensor) -> Tensor:

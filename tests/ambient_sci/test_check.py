@@ -471,7 +471,8 @@ def test_pairs_are_claimed_if_more_are_near_than_chance_has(dimension: int) -> N
     apart = (points[pairs[:, 0]] - points[pairs[:, 1]] + 0.5).remainder(1) - 0.5
     squares = apart.square().sum(1)
     v = squares / squares.sort().values[20]  # 20 are nearer than the limit
-    assert duplicates._claimed(pairs, v) == ([], dimension == 12)  # half of it holds 20 / 2 ** (dimension / 2)
+    assert duplicates._claimed(pairs, v) == ([], False)
+    assert duplicates._claimed(pairs, 1000 * v) == ([], True)
     twice = torch.tensor([[k, 600 + k] for k in range(300)])
     found, told = duplicates._claimed(torch.cat([pairs, twice]), torch.cat([v, torch.zeros(300)]))
     assert told
