@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ambient_sci.cards import card
 from ambient_sci.errors import DataError
-from ambient_sci.operators.base import LinearOperator, collate
+from ambient_sci.operators.base import LinearOperator, Scans, collate, scans_of
 
 __all__ = ["Measurement", "collate_measurements", "randn_like"]
 
@@ -82,13 +82,10 @@ class Measurement:
     def __len__(self) -> int:
         return int(self.y.shape[0])
 
-    def __getitem__(self, index: int | slice | Tensor) -> "Measurement":
-        """Take scans of the batch; a single index keeps a batch of one."""
-        if isinstance(index, int):
-            index = slice(index % len(self), index % len(self) + 1)
-        return Measurement(
-            self.y[index], self.operator[index], self.noise_std[index], self.index[index], self.scale[index]
-        )
+    def __getitem__(self, index: Scans) -> "Measurement":
+        """Take scans of the batch, by number, slice, or an array of numbers or booleans; one keeps a batch of one."""
+        some = scans_of(index, len(self))
+        return Measurement(self.y[some], self.operator[some], self.noise_std[some], self.index[some], self.scale[some])
 
     @property
     def noise(self) -> Tensor:

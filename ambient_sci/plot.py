@@ -263,6 +263,7 @@ class _Layout:
         bar = figure.colorbar(drawn, cax=axes)
         bar.outline.set_visible(False)
         bar.ax.locator_params(nbins=4)
+        bar.ax.yaxis.set_major_formatter("{x:g}")  # a factor of all labels would stand in the panel above
         bar.ax.tick_params(labelsize=7, length=2, width=0.6, pad=2, colors=INK)
 
     def label(self, figure: "Figure", scan: int, row: int, text: str) -> None:

@@ -20,9 +20,12 @@ be done faster than one after the other, ``_gram``; `ambient_sci.testing.Operato
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import index as as_number
 from typing import Any, ClassVar, Self, SupportsIndex
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd.forward_ad import unpack_dual
@@ -31,9 +34,10 @@ from ambient_sci import registry
 from ambient_sci.cards import card
 from ambient_sci.errors import DataError
 
-__all__ = ["GROUP", "LinearOperator", "OperatorSpec", "collate", "from_spec"]
+__all__ = ["GROUP", "LinearOperator", "OperatorSpec", "Scans", "collate", "from_spec", "scans_of"]
 
 GROUP = "ambient_sci.operators"
+Scans = SupportsIndex | slice | Sequence[int] | NDArray[np.integer | np.bool_] | Tensor
 
 
 @dataclass(frozen=True)
@@ -184,14 +188,10 @@ class LinearOperator(ABC):
         """Change every parameter by a function and keep the rest."""
         return self.build({name: change(value) for name, value in self.parameters.items()}, self.settings)
 
-    def __getitem__(self, index: SupportsIndex | slice | Tensor) -> Self:
-        """Select scans of the batch; a single index keeps a batch of one."""
-        if not isinstance(index, slice) and not (isinstance(index, Tensor) and index.ndim):
-            scan = index.__index__()
-            if not -self.batch <= scan < self.batch:
-                raise IndexError(f"scan {scan} of an operator that holds {self.batch}")
-            index = slice(scan % self.batch, scan % self.batch + 1)
-        return self.replace(lambda value: value[index])
+    def __getitem__(self, index: Scans) -> Self:
+        """Select scans of the batch, by number, slice, or an array of numbers or booleans; one keeps a batch of one."""
+        some = scans_of(index, self.batch)
+        return self.replace(lambda value: value[some])
 
     def __iter__(self) -> Iterator[Self]:
         return (self[scan] for scan in range(self.batch))
@@ -344,3 +344,16 @@ def from_spec(spec: OperatorSpec) -> LinearOperator:
     """Build an operator from what a store wrote of it."""
     operator: LinearOperator = registry.load(GROUP, spec.kind).build(spec.parameters, spec.settings)
     return operator
+
+
+def scans_of(index: Scans, count: int) -> slice | Tensor:
+    """Index that takes the wanted of ``count`` scans out of every tensor of a batch; one scan stays a batch of one."""
+    if isinstance(index, slice):
+        return index
+    if isinstance(index, Sequence) or (isinstance(index, Tensor | np.ndarray) and index.ndim):
+        some = torch.as_tensor(index)
+        return some.long() if len(some) == 0 else some
+    scan = as_number(index)
+    if not -count <= scan < count:
+        raise IndexError(f"scan {scan} of a batch that holds {count}")
+    return slice(scan % count, scan % count + 1)
