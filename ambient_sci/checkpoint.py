@@ -46,8 +46,8 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """Write tensors and a JSON header as one file, atomically."""
+def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any], secret: bool = False) -> None:
+    """Write tensors and a JSON header as one file, atomically; a secret one can be read by its owner alone."""
     from safetensors.torch import save_file
 
     contents = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -55,7 +55,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any])
     with replacing(path) as partial:
         save_file(contents, partial, metadata={"ambient_sci": text})
         # safetensors lets nobody but the owner read it; whoever may read the run's folder may read its files
-        partial.chmod(path.parent.stat().st_mode & 0o666)
+        partial.chmod(0o600 if secret else path.parent.stat().st_mode & 0o666)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -82,6 +82,17 @@ class TrainConfig(BaseModel):
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     checkpoint: int = Field(4_000, ge=1, description="images between checkpoints")
 
+    privacy_epsilon: float | None = Field(
+        None, gt=0, description="differential privacy of each scan: largest epsilon, for which noise is found"
+    )
+    privacy_delta: float | None = Field(
+        None, gt=0, lt=1, description="private: chance to fail; a tenth over the number of scans if not given"
+    )
+    privacy_noise: float | None = Field(
+        None, gt=0, description="private: noise on the sum of gradients, in units of privacy_clip, instead of epsilon"
+    )
+    privacy_clip: float = Field(1.0, gt=0, description="private: largest norm of the gradient of a scan")
+
     validation_scans: int | None = Field(
         None, ge=0, description="last scans of the store, kept out of training to watch it; a few if not given"
     )
@@ -137,6 +148,11 @@ class TrainConfig(BaseModel):
     def half_life(self) -> int:
         """Half-life of the averaged weights: one as long as the run would leave the average where the run began."""
         return min(self.ema, max(self.images // 10, 1))
+
+    @property
+    def private(self) -> bool:
+        """Whether the training is to be differentially private."""
+        return self.privacy_epsilon is not None or self.privacy_noise is not None
 
     @property
     def restores(self) -> bool:

@@ -13,7 +13,7 @@ from ambient_sci.checkpoint import replacing
 from ambient_sci.logs import read_log
 from ambient_sci.prior import Prior
 
-__all__ = ["LIMITS", "NAME", "checked", "data_of", "heading", "learned", "model_card", "write_model_card"]
+__all__ = ["LIMITS", "NAME", "checked", "data_of", "heading", "learned", "limits", "model_card", "write_model_card"]
 
 NAME = "README.md"
 MARK = "<!-- written in training; without this line it is left as it is -->"
@@ -27,12 +27,13 @@ tags:
 - uncertainty
 ---
 """
+COPIES = "It may remember scans that it learned from. `ambient-sci audit RUN SCANS` looks for copies."
 LIMITS = (
     "It knows nothing about images of another kind, nor about scans of another instrument, noise or way of measuring. "
     "`ambient-sci validate RUN SCANS` says whether measured data agree with it, without known images.",
     "What no scan has measured, it cannot have learned. `ambient-sci check SCANS` says what that is.",
     "Errors of coil maps, calibration or noise levels are in what it learned.",
-    "It may remember scans that it learned from. `ambient-sci audit RUN SCANS` looks for copies.",
+    COPIES,
     "Not a medical device.",
 )
 
@@ -65,7 +66,7 @@ def model_card(prior: Prior, store: Mapping[str, Any], log: list[dict[str, Any]]
             f"{checked(log)}\n",
             "## Limits",
             "",
-            *(f"- {text}" for text in LIMITS),
+            *(f"- {text}" for text in limits(prior)),
             "",
             "## Use",
             "",
@@ -85,7 +86,7 @@ def heading(prior: Prior) -> str:
 
 def learned(prior: Prior) -> dict[str, Any]:
     """Facts about a prior; what is not known is None."""
-    config = prior.config
+    config, spent = prior.config, prior.trained_on.get("privacy")
     images = f"{'complex' if prior.is_complex else 'real'}, {' x '.join(map(str, prior.image_shape))}"
     return {
         "method": config.method,
@@ -94,9 +95,25 @@ def learned(prior: Prior) -> dict[str, Any]:
         "begun with": config.pretrained or (config.start_from and config.start_from.name),
         "weights": f"{sum(weight.numel() for weight in prior.denoiser.parameters()):,}",
         "standard deviation of images": f"{prior.sigma_data:.4g} per real component, after scaling",
+        "privacy": None if spent is None else f"epsilon {spent['epsilon']:g} at delta {spent['delta']:g} for each scan",
         "seed": config.seed,
         "fingerprint of the weights": prior.fingerprint(),
     }
+
+
+def limits(prior: Prior) -> list[str]:
+    """Say where a prior ends; what a private training has kept, too."""
+    spent = prior.trained_on.get("privacy")
+    if spent is None:
+        return list(LIMITS)
+    kept = (
+        f"Differential privacy: with any one scan left empty, whatever could be found out from this prior has at most "
+        f"exp({spent['epsilon']:g}) times the probability, up to {spent['delta']:g}, and the other way round. "
+        f"Gradients of scans were clipped to {spent['clip']:g}; each of {spent['steps']:,} steps took a scan with "
+        f"probability {spent['rate']:.3g} and added noise of {spent['noise']:g} times that norm. "
+        f"Of k scans of one person it is k times the epsilon."
+    )
+    return [kept if text == COPIES else text for text in LIMITS]
 
 
 def checked(log: list[dict[str, Any]]) -> str:

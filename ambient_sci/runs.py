@@ -36,12 +36,14 @@ CONTINUABLE = {
 
 @dataclass
 class State:
-    """What changes while a prior is learned."""
+    """What changes while a prior is learned, the fingerprint of the store, and the key of a private training."""
 
     denoiser: nn.Module
     prior: Prior
     optimizer: torch.optim.Optimizer
     learner: Learner
+    fingerprint: str
+    key: int | None = None
     seen: int = 0
     saved: int = 0
     losses: list[Tensor] = field(default_factory=list)
@@ -67,8 +69,11 @@ class State:
         self.saved = self.seen
         if not main():
             return
-        header = {"seen": self.seen, "seconds": self.seconds, "store": self.prior.trained_on["fingerprint"]}
-        save_tensors(run / "checkpoint.safetensors", tensors, header)
+        header = {"seen": self.seen, "seconds": self.seconds, "store": self.fingerprint}
+        secret = self.key is not None
+        if secret and self.seen < self.prior.config.images:  # the last checkpoint needs no key, and gives none away
+            header["key"] = f"{self.key:x}"
+        save_tensors(run / "checkpoint.safetensors", tensors, header, secret)
         self.prior.save(run / "prior.safetensors")
 
     def resume(self, run: Path, store: Store) -> None:
@@ -105,6 +110,8 @@ class State:
             self.seen = self.saved = int(header["seen"])
             self.prior = replace(self.prior, images=self.seen)
             self.began -= float(header["seconds"])
+            if self.key is not None and self.seen < self.prior.config.images:
+                self.key = int(header["key"], 16)
         except (IndexError, KeyError, RuntimeError, ValueError) as error:
             text = str(error).splitlines()[0]
             raise CheckpointError(f"the checkpoint in {run} does not fit the network of its options: {text}") from error
@@ -135,7 +142,9 @@ def start_run(run: Path, config: TrainConfig) -> bool:
     started = (run / "checkpoint.safetensors").exists()
     if path.exists() and started:
         old = TrainConfig.from_json(path.read_text()).model_dump()
-        changed = [k for k, v in config.model_dump().items() if k not in CONTINUABLE and str(old[k]) != str(v)]
+        # an epsilon is that of so many images
+        may_differ = CONTINUABLE - {"images"} if config.private else CONTINUABLE
+        changed = [k for k, v in config.model_dump().items() if k not in may_differ and str(old[k]) != str(v)]
         if changed:
             text = ", ".join(f"{k} (was {old[k]}, now {getattr(config, k)})" for k in changed)
             raise ConfigError(

@@ -6,7 +6,9 @@ and the number of images seen, and everything else is in the checkpoint (`ambien
 """
 
 import copy
+import secrets
 import sys
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +29,7 @@ from ambient_sci.network import best_precision
 from ambient_sci.operators import quick_inverse
 from ambient_sci.pretrained.denoiser import PretrainedNetwork
 from ambient_sci.prior import Prior, build_denoiser, earlier_network, resolve_device, saved_prior
+from ambient_sci.privacy import PrivateGradient, private_options
 from ambient_sci.runs import State, start_run
 from ambient_sci.seeding import stream
 from ambient_sci.signals import Interrupted, Signals
@@ -95,15 +98,15 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
     weights = [weight for weight in denoiser.parameters() if weight.requires_grad]
     average = Average(averaged, denoiser, config.half_life, effective_weights(denoiser, averaged, config))
     optimizer = make_optimizer(weights, config)
-    trained_on = {
-        "store": str(config.store),
-        "fingerprint": store.fingerprint,
-        "operator": store.kind,
-        "scans": len(training),
-        "noise_std": max(float(store.read(group.scans[:64]).noise_std.max()) for group in training.groups),
-    }
+    private = PrivateGradient(denoiser, weights, learner, config, len(training)) if config.private else None
+    trained_on: dict[str, Any] = {"store": str(config.store), "operator": store.kind, "scans": len(training)}
+    if private is None:
+        trained_on["fingerprint"] = store.fingerprint
+        noise = (store.read(group.scans[:64]).noise_std for group in training.groups)
+        trained_on["noise_std"] = max(float(one.max()) for one in noise)
     prior = Prior(averaged, image_shape, store.is_complex, config, trained_on, 0)
-    state = State(denoiser, prior, optimizer, learner)
+    key = secrets.randbits(128) if config.private else None
+    state = State(denoiser, prior, optimizer, learner, store.fingerprint, key)
     if started:
         state.resume(run, store)
     if isinstance(network, PretrainedNetwork) and state.seen < config.images and not is_sharded():
@@ -114,9 +117,14 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
     def enough(stalled: int) -> bool:
         return config.patience is not None and agree(stalled) >= config.patience
 
-    facts = describe(store).facts if main() else {}
+    facts: dict[str, Any] = {"scans": len(training), "operator": store.kind}  # all that a private training may tell
+    if private is None and main():
+        facts = describe(store).facts
 
     def keep() -> None:
+        if private is not None:
+            trained_on["privacy"] = private.spent(state.seen)
+            state.prior = replace(state.prior, trained_on=trained_on)
         state.save(run)
         if main():
             write_model_card(run, state.prior, facts)
@@ -129,24 +137,34 @@ def train(config: TrainConfig, network: nn.Module | None = None, progress: bool 
                 rate = learning_rate(config, state.seen)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                batch = learner.draw(stream(config.seed, 0, state.seen))
-                losses = backward(denoiser, learner, batch, parts, device)
-                norm = float(whole(nn.utils.clip_grad_norm_(weights, config.clip)))
-                check_step(losses, norm, batch, state, config)
+                if private is None:
+                    batch = learner.draw(stream(config.seed, 0, state.seen))
+                    losses = backward(denoiser, learner, batch, parts, device)
+                    norm = float(whole(nn.utils.clip_grad_norm_(weights, config.clip)))
+                    check_step(losses, norm, batch, state, config)
+                    state.losses.append(losses.mean())
+                else:
+                    assert state.key is not None
+                    norm = private.step(state.seen, state.key, device)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 before, state.seen = state.seen, state.seen + config.batch
                 average.update(config.batch, state.seen, last=state.seen >= config.images)
-                state.losses.append(losses.mean())
                 log.advance(config.batch)
 
                 due = partial(_passed, before, state.seen, config.images)
                 look = config.preview != 0 and due(config.preview or config.checkpoint)
                 if due(LOG_EVERY) or look or before == 0:
-                    mean = float(torch.stack(state.losses).mean())
-                    state.losses = []
-                    record = {"images": state.seen, "loss": mean, "gradient": norm, "rate": rate}
-                    log.write(record | {"seconds": round(state.seconds, 3)}, state.prior if look else None)
+                    record: dict[str, Any] = {"images": state.seen}
+                    if private is None:
+                        record["loss"] = float(torch.stack(state.losses).mean())
+                        state.losses = []
+                    record |= {"gradient": norm, "rate": rate}
+                    if private is None:
+                        record["seconds"] = round(state.seconds, 3)
+                    else:
+                        record["epsilon"] = private.spent(state.seen)["epsilon"]
+                    log.write(record, state.prior if look else None)
                 if due(config.checkpoint) or enough(log.stalled):
                     keep()
                 obey_signals()
@@ -179,6 +197,7 @@ def _passed(before: int, seen: int, end: int, every: int) -> bool:
 
 def _resolve(config: TrainConfig, store: Store, device: torch.device) -> TrainConfig:
     """Fill in what the configuration leaves to the machine and to the data."""
+    config = config.model_copy(update=private_options(config, store))
     count = validation_count(store, config.validation_scans)
     update: dict[str, Any] = {"validation_scans": count}
     if config.patience is not None and (count == 0 or config.preview == 0):

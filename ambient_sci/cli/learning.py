@@ -15,6 +15,8 @@ from ambient_sci.cli.options import Device, Overwrite, PriorSolver, Quiet, Run, 
 from ambient_sci.config import Method, TrainConfig
 from ambient_sci.errors import ConfigError, NotFoundError, OutputError
 
+OFF = ("patience", "pretrained", "privacy_epsilon", "privacy_noise")  # what is not done unless it is asked for
+
 
 def _train(store: Path, out: Path, config: Path | None, no_check: bool, quiet: bool, **options: Any) -> None:
     from ambient_sci.distributed import main as main_process
@@ -26,7 +28,9 @@ def _train(store: Path, out: Path, config: Path | None, no_check: bool, quiet: b
         _warn_of(store)
     prior = run_training(wanted, progress=not quiet)
     if main_process():
-        print(f"wrote {out}: {prior.images} images seen")
+        spent = prior.trained_on.get("privacy")
+        told = f"; epsilon {spent['epsilon']:g} at delta {spent['delta']:g} for each scan" if spent else ""
+        print(f"wrote {out}: {prior.images} images seen{told}")
 
 
 def _warn_of(store: Path) -> None:
@@ -79,7 +83,7 @@ def _train_signature(*arguments: inspect.Parameter) -> inspect.Signature:
             kind = StrEnum("Method", [str(value) for value in get_args(Method)])  # type: ignore[misc,no-redef]
         shown = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         if shown is None:  # what is not given is found out, but for these
-            shown = "none" if name in ("patience", "pretrained") or Path in accepted else "automatic"
+            shown = "none" if name in OFF or Path in accepted else "automatic"
         option = typer.Option(help=field.description, show_default=str(shown))
         annotation: Any = list[several[0]] if several else kind | None  # type: ignore[valid-type]
         default: Any = [] if several else None

@@ -4,11 +4,13 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ambient_sci.config import TrainConfig
-from ambient_sci.datasets.loader import batches
+from ambient_sci.datasets.loader import MEMORY, batches
 from ambient_sci.datasets.store import Store
 from ambient_sci.errors import ConfigError
 from ambient_sci.measurement import Measurement
@@ -34,6 +36,7 @@ class AmbientLearner:
         self.config, self.store = config, store
         self.sigma_data = float(config.sigma_data or 0)  # resolved before there is a learner
         self._batches: Iterator[Measurement] | None = None
+        self._kept: list[Measurement] = []  # scans of each size, where all fit into the memory
 
     def prepare(self, seen: int, prior: Prior) -> None:
         """Take up the order of scans where it was left."""
@@ -43,7 +46,22 @@ class AmbientLearner:
     def draw(self, generator: torch.Generator) -> Batch:
         """Draw the next scans, with the noise to add, its levels, and operators that lack rows."""
         assert self._batches is not None
-        m = next(self._batches)
+        return self._corrupted(next(self._batches), generator)
+
+    def of(self, scans: NDArray[np.int64], generator: torch.Generator) -> list[Batch]:
+        """Read given scans, with what `draw` adds."""
+        groups = self.store.groups
+        if not self._kept and self.store.nbytes <= MEMORY:
+            self._kept = [self.store.read(group.scans) for group in groups]
+        found = []
+        for number, group in enumerate(groups):
+            places = np.flatnonzero(np.isin(group.scans, scans))
+            if len(places):
+                kept = self._kept[number][torch.from_numpy(places)] if self._kept else None
+                found.append(self._corrupted(kept or self.store.read(group.scans[places]), generator))
+        return found
+
+    def _corrupted(self, m: Measurement, generator: torch.Generator) -> Batch:
         m = dataclasses.replace(m, y=turn(m.y, generator))
         sigma = training_levels(len(m), self.sigma_data, generator)
         return Batch(m.index, (m, sigma, *corruption(m, self.config.hidden, generator)))

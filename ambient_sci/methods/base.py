@@ -72,6 +72,9 @@ class Learner(Protocol):
     def draw(self, generator: torch.Generator) -> Batch:
         """Draw the next batch, on the CPU."""
 
+    def of(self, scans: NDArray[np.int64], generator: torch.Generator) -> list[Batch]:
+        """Make batches of given scans, one for each of their sizes, on the CPU."""
+
     def loss(self, denoiser: Any, batch: Batch) -> Tensor:
         """Loss of each scan of a batch, or of a part of one, ``(batch,)``."""
 
@@ -120,7 +123,13 @@ class ImageLearner(ABC):
     def draw(self, generator: torch.Generator) -> Batch:
         """Draw the next images, with noise and its levels."""
         assert self._order is not None
-        index = torch.from_numpy(next(self._order))
+        return self._batch(torch.from_numpy(next(self._order)), generator)
+
+    def of(self, scans: NDArray[np.int64], generator: torch.Generator) -> list[Batch]:
+        """Take the images of given scans, with noise and its levels."""
+        return [self._batch(torch.from_numpy(scans), generator)]
+
+    def _batch(self, index: Tensor, generator: torch.Generator) -> Batch:
         images = self.pick(index, generator)
         if self.clean is not None:
             chosen = torch.rand(len(index), generator=generator) < self.config.clean_share

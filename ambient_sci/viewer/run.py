@@ -13,7 +13,7 @@ from ambient_sci.charts import Series, chart, side_by_side
 from ambient_sci.evaluate.held_out import PriorValidation
 from ambient_sci.findings import Findings
 from ambient_sci.logs import read_log
-from ambient_sci.model_card import LIMITS, checked, data_of, heading, learned
+from ambient_sci.model_card import checked, data_of, heading, learned, limits
 from ambient_sci.prior import Prior, load_prior
 
 __all__ = ["write_run"]
@@ -60,7 +60,7 @@ def write_run(path: str | os.PathLike[str], run: Path | str, title: str | None =
         "Images drawn from the prior": _samples(samples.read_bytes() if samples.exists() else None),
         "What it is": report.pairs_table("What it is", learned(prior)),
         "Data": report.pairs_table("Data", data),
-        "Limits": report.items(LIMITS),
+        "Limits": report.items(limits(prior)),
         "Configuration": report.details("All options", report.pairs_table("Configuration", config)),
     }
     return report.write_report(path, title or f"Run {run.resolve().name}", sections, [f"{heading(prior)}."])
@@ -101,7 +101,7 @@ def _training(log: list[dict[str, Any]]) -> str:
     seen = np.array([line.get("images", np.nan) for line in log], float)
     values = {
         name: np.array([line.get(name, np.nan) for line in log], float)
-        for name in ("loss", "held_out", "chi_square", "gradient", "rate", "seconds")
+        for name in ("loss", "held_out", "chi_square", "gradient", "rate", "seconds", "epsilon")
     }
     end, spent = np.nanmax(seen), values["seconds"]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -115,12 +115,13 @@ def _training(log: list[dict[str, Any]]) -> str:
     spans = values["loss"][np.isfinite(values["loss"])]
     wide = "y" if len(spans) and spans.min() > 0 and spans.max() > 4 * spans.min() else ""
     charts = [
-        chart("Loss", [*_smooth("loss", seen, values["loss"])], x, "mean loss", log=wide),
+        *_smooth_curve("Loss", "loss", seen, values["loss"], x, "mean loss", log=wide),
         *_curve("Error on rows set aside", seen, values["held_out"], x, "squared error", 1),
         *_curve("Chi-square on rows set aside", seen, values["chi_square"], x, "1 is noise alone", 1, at_y=[1.0]),
-        chart("Norm of the gradient", [*_smooth("gradient", seen, values["gradient"])], x, "before clipping", log="y"),
+        *_smooth_curve("Norm of the gradient", "gradient", seen, values["gradient"], x, "before clipping", log="y"),
         *_curve("Learning rate", seen, values["rate"], x, "rate", 2),
-        chart("Throughput", [*_smooth("images a second", seen, speed)], x, "images a processor second"),
+        *_curve("Privacy spent", seen, values["epsilon"], x, "epsilon", 3),
+        *_smooth_curve("Throughput", "images a second", seen, speed, x, "images a processor second"),
     ]
     looked = [line for line in log if "held_out" in line]
     rows = [
@@ -142,6 +143,11 @@ def _curve(title: str, x: Any, y: Any, name_x: str, name_y: str, colour: int, **
     if not np.isfinite(y).any():
         return []
     return [chart(title, [Series("", x, y, "line", colour)], name_x, name_y, **options)]
+
+
+def _smooth_curve(title: str, label: str, x: Any, y: Any, name_x: str, name_y: str, **options: Any) -> list[str]:
+    """Chart of what was logged, where there is any of it, and its running median."""
+    return [chart(title, [*_smooth(label, x, y)], name_x, name_y, **options)] if np.isfinite(y).any() else []
 
 
 def _smooth(label: str, x: Any, y: Any) -> Iterable[Series]:
