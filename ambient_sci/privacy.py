@@ -21,8 +21,9 @@ that follows from the noisy gradients alone is covered: optimiser, averaged weig
 What has to hold besides, and what sees to it:
 
 - :math:`\nabla \ell_i` depends on scan :math:`i`, on earlier noisy gradients, and on nothing of other scans. It is
-  computed for one scan at a time (or by ``torch.func.vmap``, which is the same), one whose gradient is not finite
-  counts as zero, and a network that keeps statistics of what it sees in buffers is refused.
+  computed for one scan at a time, or for some of which each has a copy of the weights (``torch.func.vmap``), and not
+  by hooks: those of Opacus 1.6 give zeros for convolutions whose input is not contiguous, as behind attention here. A
+  gradient that is not finite counts as zero, and a network that keeps statistics of what it sees is refused.
 - Nothing else is learned from the scans: ``sigma_data`` is given and not estimated; methods that choose a
   regularisation, a spectrum or a power on all scans are refused (``em``, ``tv-edm``, ``l1-edm``), and so is
   ``ambient-gan``, whose generator has steps of its own. Each scan is scaled by itself, which is allowed.
@@ -40,9 +41,10 @@ scans; a person of whom there are :math:`k` scans, who has :math:`k \epsilon` an
 generator nor one that is safe from attacks on its rounding (Mironov 2012).
 """
 
+import copy
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -51,7 +53,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets.store import Store
@@ -70,6 +71,7 @@ METHODS = ("ambient", "naive", "oracle")
 # of Rényi divergences; the best one is large where epsilon is small
 ORDERS = [1 + x / 10 for x in range(1, 100)] + [*range(11, 64), 80, 128, 256, 512, 1024]
 LEAST, MOST = 0.05, 1e6  # noise that is looked for
+COPIED = 1 << 26  # weights that there are at once for scans that each have a copy
 _DRAWN, _SAMPLE, _NOISE = 0, 0xD1, 0xD2  # purposes of a step's streams
 
 
@@ -231,8 +233,7 @@ class PrivateGradient:
         self.denoiser, self.weights, self.learner, self.config, self.scans = denoiser, weights, learner, config, scans
         self.mechanism = Mechanism(config.privacy_noise, config.batch / scans, config.privacy_delta)
         # what torch.func.vmap is known to go through; anything else takes scan by scan
-        plain = isinstance(denoiser.network, UNet) and not (config.checkpoint_activations or config.compile)
-        self._together = plain and not config.restores
+        self._together = isinstance(denoiser.network, UNet) and not (config.checkpoint_activations or config.compile)
 
     def spent(self, images: int) -> dict[str, Any]:
         """Tell what has been spent after so many images, and with what."""
@@ -280,42 +281,65 @@ class PrivateGradient:
 
     def _of_scans(self, batch: Batch, device: torch.device) -> Iterator[list[Tensor]]:
         """Gradients of the scans of a batch, some at a time: ``(scans, *weight)`` for each weight."""
-        if not self._together:
-            for scan in range(len(batch)):
-                loss = self.learner.loss(self.denoiser, batch[scan : scan + 1].to(device)).sum()
-                found = torch.autograd.grad(loss, self.weights, allow_unused=True)
-                pairs = zip(found, self.weights, strict=True)
-                yield [torch.zeros_like(own)[None] if one is None else one[None] for one, own in pairs]
-            return
-        objective = _Objective(self.denoiser, self.learner)
-        learning = {id(weight) for weight in self.weights}
-        named = {name: value for name, value in objective.named_parameters() if id(value) in learning}
-
-        def loss_of(weights: Mapping[str, Tensor], *values: Tensor) -> Tensor:
-            found: Tensor = torch.func.functional_call(objective, dict(weights), values)
-            return found
-
-        each = torch.func.vmap(torch.func.grad(loss_of), in_dims=(None, *[0] * len(batch.values)))
-        number = {id(weight): name for name, weight in named.items()}
-        plain = {name: weight.detach() for name, weight in named.items()}
-        some = -(-self.config.batch // self.config.accumulate)
+        some = 1
+        if self._together:
+            fit = COPIED // sum(weight.numel() for weight in self.weights)
+            some = max(1, min(-(-self.config.batch // self.config.accumulate), fit))
         for start in range(0, len(batch), some):
-            with sdpa_kernel(SDPBackend.MATH):  # which vmap can batch
-                gradients = each(plain, *batch[start : start + some].to(device).values)
-            yield [gradients[number[id(weight)]] for weight in self.weights]
+            part = batch[start : start + some].to(device)
+            if self._together:
+                denoiser, weights = _copied(self.denoiser, len(part))
+            else:
+                denoiser, weights = self.denoiser, list(self.weights)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*performance drop")  # of attention, a small part of the network
+                loss = self.learner.loss(denoiser, part).sum()
+                found = torch.autograd.grad(loss, weights, allow_unused=True)
+            gradients = [torch.zeros_like(w) if one is None else one for one, w in zip(found, weights, strict=True)]
+            yield gradients if self._together else [one[None] for one in gradients]
 
 
-class _Objective(nn.Module):
-    """Loss of one scan, from the tensors that it takes."""
+def _copied(denoiser: nn.Module, count: int) -> tuple[nn.Module, list[Tensor]]:
+    """Give each of so many scans copies of the weights that learn, ``(count, *weight)``, in their order."""
+    copies = {
+        name: weight.detach().expand(count, *weight.shape).requires_grad_()
+        for name, weight in denoiser.named_parameters()
+        if weight.requires_grad
+    }
+    other = copy.copy(denoiser)  # which shares everything but what is replaced
+    inside = {name.removeprefix("network."): value for name, value in copies.items() if name.startswith("network.")}
+    network: Any = denoiser.network
+    other._modules = denoiser._modules | {"network": _Copies(network, inside)}
+    # what a denoiser has of its own are numbers that scale images
+    own = {name: value.mT.reshape(-1, count, 1, 1, 1) for name, value in copies.items() if "." not in name}
+    other._parameters = denoiser._parameters | own  # type: ignore[operator]
+    return other, list(copies.values())
 
-    def __init__(self, denoiser: nn.Module, learner: Learner) -> None:
+
+class _Copies(nn.Module):
+    """A network that has other weights for each image.
+
+    Parameters
+    ----------
+    network
+        The network.
+    weights
+        Some of its weights by name, ``(batch, *weight)``.
+    """
+
+    def __init__(self, network: nn.Module, weights: dict[str, Tensor]) -> None:
         super().__init__()
-        self.denoiser, self.learner = denoiser, learner
+        self.network, self.weights = network, weights
 
-    def forward(self, *values: Tensor) -> Tensor:
-        """Compute it."""
-        one = Batch(torch.zeros(1, dtype=torch.long), tuple(value[None] for value in values))
-        return self.learner.loss(self.denoiser, one)[0]
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Apply it."""
+
+        def one(weights: dict[str, Tensor], *image: Tensor) -> Tensor:
+            result: Tensor = torch.func.functional_call(self.network, weights, tuple(value[None] for value in image))
+            return result[0]
+
+        results: Tensor = torch.func.vmap(one)(self.weights, *inputs)
+        return results
 
 
 def _add_clipped(total: Sequence[Tensor], gradients: Sequence[Tensor], clip: float) -> None:
