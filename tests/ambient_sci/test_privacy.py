@@ -1,5 +1,6 @@
 """Differentially private training: sums by hand, laws of what is told, Opacus and closed forms, and what is refused."""
 
+import importlib
 import json
 import math
 import secrets
@@ -459,3 +460,32 @@ def test_without_opacus_one_line_says_what_to_install(options: dict[str, Any], m
     monkeypatch.setitem(sys.modules, "opacus", None)
     with pytest.raises(ConfigError, match=r"needs Opacus: pip install 'ambient-sci\[privacy\]'"):
         train(TrainConfig(**options), progress=False)
+
+
+# ----------------------------------------------------------------------------------------------------- the benchmark
+
+
+def test_the_table_of_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ordinary trainings come first, then from weak to strong guarantees; the small set last."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    benchmark = importlib.import_module("benchmarks.privacy")
+    scores = {"nrmse": 0.25, "nrmse_error": 0.01, "auc": 0.5, "auc_low": 0.4, "auc_high": 0.6, "seconds": 12.4}
+    rows = [
+        {"scans": scans, "method": method, "privacy": spent, **scores}
+        for scans in (64, 4000)
+        for method in ("ambient", "oracle")
+        for spent in (
+            {"epsilon": 1.0, "delta": 0.1 / scans, "noise": 2.5},
+            {"epsilon": 8.0, "delta": 0.1 / scans, "noise": 0.6},
+            None,
+        )
+    ]
+    found = {"rows": rows, "classical": 0.2146, "images": 12_000, "test": 64, "torch": "2.13.0"}
+    lines = benchmark.table(found).splitlines()
+    assert lines[2] == "| 4,000 | `oracle` | none |  | 0.250 ± 0.010 | 0.50 (0.40-0.60) | 12 |"
+    assert lines[3].startswith("| 4,000 | `oracle` | 8 | 0.6 |")
+    assert lines[4].startswith("| 4,000 | `oracle` | 1 | 2.5 |")
+    assert [line.split(" | ")[1] for line in lines[2:8]] == ["`oracle`"] * 3 + ["`ambient`"] * 3
+    assert [line[:7] for line in lines[2:14]] == ["| 4,000"] * 6 + ["| 64 | "] * 6
+    assert "Total variation, without any prior: 0.215. 12,000 images each" in lines[-1]
+    assert "delta 0.0015625 and 2.5e-05" in lines[-1]
