@@ -111,7 +111,7 @@ def table(results: dict[str, Any]) -> str:
         cells = (
             f"{row['scans']:,}",
             f"`{row['method']}`",
-            "none" if spent is None else f"{spent['epsilon']:g}",
+            "none" if spent is None else f"{spent['epsilon']:.3g}",
             "" if spent is None else f"{spent['noise']:g}",
             f"{row['nrmse']:.3f} ± {row['nrmse_error']:.3f}",
             f"{row['auc']:.2f} ({row['auc_low']:.2f}-{row['auc_high']:.2f})",
