@@ -89,7 +89,7 @@ class TrainConfig(BaseModel):
         None, gt=0, lt=1, description="private: chance to fail; a tenth over the number of scans if not given"
     )
     privacy_noise: float | None = Field(
-        None, ge=0.01, description="private: noise on the sum of gradients, in units of privacy_clip, instead of epsilon"
+        None, ge=0.01, description="private: noise on the sum of gradients, in units of privacy_clip, not epsilon"
     )
     privacy_clip: float = Field(1.0, gt=0, description="private: largest norm of the gradient of a scan")
 
