@@ -87,7 +87,7 @@ def audit_prior(
         else what was measured. With ``"measured"`` alone no reference is looked at.
     features
         A function from images ``(n, channel, *spatial)``, as the prior draws them, to features ``(n, d)`` of a network,
-        to be compared with those of the references, too.
+        to be compared with those of the references, too; `ambient_sci.audit.load_dino` reads one from a file.
     reference
         A prior that learned from other scans of the same kind, or the folder of its run, for membership inference.
     steps, solver, seed
@@ -132,6 +132,7 @@ def audit_prior(
         "store": training.store.fingerprint,
         "against": held.store.fingerprint,
         "training_scans": len(training.scans),
+        "features": "" if features is None else str(getattr(features, "source", "a function")),
         "neighbours": found.neighbours,
         "level": LEVEL,
         **{"steps": steps, "solver": solver, "seed": seed},

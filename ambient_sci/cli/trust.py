@@ -118,6 +118,7 @@ def validate(
         "ambient-sci audit run scans.zarr --against held-out.zarr --count 512 --out audit",
         "ambient-sci audit run scans.zarr --against held-out.zarr --compare run-oracle --out audit",
         "ambient-sci audit run scans.zarr --space pixels --space measured --reference run-on-others",
+        "ambient-sci audit run scans.zarr --against held-out.zarr --features dinov2_vits14_pretrain.pth",
     )
 )
 def audit(
@@ -137,6 +138,10 @@ def audit(
             help="pixels or measured; may be given twice", show_default="pixels where images are known, else measured"
         ),
     ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="DINO or DINOv2 weights: a .pth or .safetensors file, or a folder of transformers"),
+    ] = None,
     steps: Steps = 32,
     solver: PriorSolver = "heun",
     seed: Seed = 0,
@@ -147,12 +152,12 @@ def audit(
     """Say whether a prior copies scans that it learned from, and how well its loss tells who they are.
 
     Images that the prior draws are compared with all training scans, and so are held-out scans: the honest zero. Where
-    images are not known, everything is compared on what was measured. Features of a network can be compared in Python
-    (ambient_sci.audit_prior).
+    images are not known, everything is compared on what was measured. Where they are, --features compares what DINO or
+    DINOv2 sees in them, too; in Python any function of images can be given (ambient_sci.audit_prior).
 
     The exit status is 1 if there are near-copies, or images are nearer to training scans than held-out scans are.
     """
-    from ambient_sci.audit import PriorAudit, audit_prior
+    from ambient_sci.audit import PriorAudit, audit_prior, load_dino
     from ambient_sci.audit.figure import audit_figure
     from ambient_sci.prior import load_prior
 
@@ -160,6 +165,7 @@ def audit(
     folders = [] if out is None else [out, out / "compared"][: len(runs)]
     for folder in folders:
         PriorAudit.refuse_to_replace(folder, overwrite)
+    seen = None if features is None else load_dino(features)
     other = None if reference is None else load_prior(reference, device)
     found = {
         name: audit_prior(
@@ -168,6 +174,7 @@ def audit(
             against,
             count=count,
             spaces=space,
+            features=seen,
             reference=other,
             steps=steps,
             solver=solver,  # type: ignore[arg-type]
