@@ -49,7 +49,7 @@ OPTIONS: dict[str, Any] = {"preview": 0, "validation_scans": 0}
 
 
 def draw(kind: str, count: int, size: int, seed: int) -> NDArray[np.float32]:
-    """Draw images of soft discs or of strokes, ``(count, size, size)``, in unit range."""
+    """Draw images of soft discs, of rods or of strokes, ``(count, size, size)``, in unit range."""
     rng = rng_for(seed, 0xF1)
     y, x = np.mgrid[-1 : 1 : 1j * size, -1 : 1 : 1j * size]
     images = np.zeros((count, size, size))
@@ -62,7 +62,11 @@ def draw(kind: str, count: int, size: int, seed: int) -> NDArray[np.float32]:
                 angle, length = rng.uniform(0, np.pi), rng.uniform(0.3, 0.8)
                 along = (x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)
                 across = (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)
-                edge = np.maximum(np.abs(along) - length, np.abs(across) - 0.06)
+                if kind == "rods":
+                    beyond = along - along.clip(-0.6 * length, 0.6 * length)
+                    edge = np.hypot(beyond, across) - rng.uniform(0.15, 0.25)
+                else:
+                    edge = np.maximum(np.abs(along) - length, np.abs(across) - 0.06)
             image[:] = np.maximum(image, rng.uniform(0.4, 1) / (1 + np.exp(40 * edge.clip(-1, 1))))
     return images.astype(np.float32)
 

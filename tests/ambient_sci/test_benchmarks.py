@@ -15,7 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from ambient_sci import open_store
+from ambient_sci import Measurement, TrainConfig, load_prior, open_store
+from ambient_sci.denoise import EDMDenoiser
+from ambient_sci.operators import Mask
+from ambient_sci.posterior.draw import draw_posterior
+from ambient_sci.prior import Prior
 
 ROOT = Path(__file__).parents[2]
 
@@ -355,3 +359,90 @@ def test_scale_multiplies_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> N
     given |= {"least": 0.0, "epochs": 4.0, "laps": 1.0, "samples": 3.0, "scaling": 1.0, "price": 7.2}
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in scale.table(given).splitlines()[2:]]
     assert rows[1] == ["one machine, 32 cores", "10^5", "5 MB", "10 min", "3 h", "3 h", "38"]
+
+
+# --------------------------------------------------------------------------------------------- benchmarks.restorations
+
+
+class Counted(torch.nn.Module):
+    """A network that counts for itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        self.calls += len(x)
+        return self.weight * x
+
+
+def test_restorations_count_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    benchmark = importlib.import_module("benchmarks.restorations")
+    network = Counted()
+    with benchmark.counting(network) as counts:
+        for images in (3, 5):
+            x = torch.ones(images, 1, 4, 4, requires_grad=True)
+            out = network(x, torch.zeros(images))
+        for _ in range(2):
+            torch.autograd.grad(out, x, torch.ones_like(out), retain_graph=True)
+        with torch.no_grad():
+            network(torch.ones(2, 1, 4, 4), torch.zeros(2))
+    network(torch.ones(7, 1, 4, 4), torch.zeros(7))
+    assert (counts.passes, counts.back) == (10, 10)
+
+
+def test_one_step_is_the_posterior_mean_of_white_gaussians(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where images are white, a network of zeros denoises exactly, and data weigh d^2 / (d^2 + noise^2)."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    benchmark = importlib.import_module("benchmarks.restorations")
+    d, noise = 0.5, 0.3
+    config = TrainConfig(store=Path("none"), out=Path("none"), sigma_data=d)
+    prior = Prior(EDMDenoiser(Counted(), d).eval(), (1, 8, 8), False, config, {}, 0)
+    generator = torch.Generator().manual_seed(0)
+    operator = Mask((torch.rand(4, 1, 8, 8, generator=generator) < 0.5).float())
+    y = operator(torch.randn(4, 1, 8, 8, generator=generator))
+    m = Measurement(y, operator, noise)
+    found = benchmark.one_step(prior, m, level=1e4)
+    torch.testing.assert_close(found, y * d**2 / (d**2 + noise**2), atol=2e-3, rtol=0)
+
+
+def test_restorations(
+    run_path: Path,
+    store_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    benchmark = importlib.import_module("benchmarks.restorations")
+    readme, results = tmp_path / "README.md", tmp_path / "rows.json"
+    readme.write_text("before\n<!-- restorations -->\nold\n<!-- /restorations -->\nafter\n")
+    files = ["--results", str(results), "--readme", str(readme)]
+    sizes = ["--scans", "4", "--steps", "2", "3", "--samples", "4", "--batch", "8"]
+    for _ in range(2):  # rows of the same run take the place of the first ones
+        benchmark.main([str(run_path), str(store_path), *sizes, *files])
+    rows = json.loads(results.read_text())
+    kinds = ["one step", "one sample", "mean of 4", "one sample", "mean of 4"]
+    assert [row["kind"] for row in rows] == kinds
+    assert [row.get("steps") for row in rows] == [None, 2, 2, 3, 3]
+    assert [row["passes"] for row in rows] == [1, 2, 8, 3, 12]
+    ambient = "ambient" in rows[0]["prior"]
+    assert (rows[0]["back"] == 0) == ambient
+    assert all(row["back"] > 0 for row in rows[1:])
+    assert [row["kind"] for row in rows if "inside" in row] == ["mean of 4"] * 2
+    assert rows[0]["relative"] == 1
+
+    # the mean of what is drawn, by what is given to everybody who draws
+    store, prior = open_store(store_path), load_prior(run_path, "cpu")
+    m = store.read(slice(0, 4))
+    samples = draw_posterior(prior, m, 4, steps=3, seed=1)
+    known = store.references(slice(0, 4)) / m.scale.reshape(-1, 1, 1, 1)
+    errors = [(samples.mean(1) - known), (samples[:, 0] - known)]
+    apart = [float((e.flatten(1).norm(dim=1) / known.flatten(1).norm(dim=1)).mean()) for e in errors]
+    assert [rows[4]["nrmse"], rows[3]["nrmse"]] == pytest.approx(apart, rel=1e-3)
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- restorations -->\n#### scans, one step and many\n")
+    assert text.endswith("<!-- /restorations -->\nafter\n")
+    assert "| one sample | 3 |" in text
