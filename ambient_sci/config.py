@@ -118,8 +118,8 @@ class TrainConfig(BaseModel):
     )
     em_start: EMStart | None = Field(
         None,
-        description="em: images before the first lap: l1-wavelet, tv (the default), gaussian; of a pretrained "
-        "model prior, its posterior samples",
+        description="em: images before the first lap: l1-wavelet, tv (the default), gaussian; prior, posterior samples "
+        "of a pretrained model; with such a model tv or prior if not given, whichever predicts held-out rows better",
     )
     em_first: float = Field(
         0.1, gt=0, le=1, description="em: share of the scans that the first lap draws samples of; later ones take more"

@@ -204,8 +204,8 @@ def _resolve(config: TrainConfig, store: Store, device: torch.device) -> TrainCo
         raise ConfigError("patience is about held-out rows: it needs validation_scans, and previews")
     if config.precision == "auto":
         update["precision"] = best_precision(device)
-    if config.em_start is None:
-        update["em_start"] = "tv" if config.pretrained is None else "prior"
+    if config.em_start is None and config.pretrained is None:
+        update["em_start"] = "tv"  # with a pretrained model the measurements tell, when there is a model
     if config.em_start == "prior" and config.pretrained is None:
         raise ConfigError("em_start 'prior' takes images from a pretrained model: it needs pretrained")
     if config.learning_rate is None:

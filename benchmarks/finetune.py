@@ -12,10 +12,10 @@ All learn for as many images. Other images of the second kind are measured the s
 posterior samples, its NRMSE and share of known pixels in 90% intervals, of ``--test`` scans, for each seed (of the
 choice of images, their measurement, and the training). A row of the results is one prior.
 
-``--source`` and ``--target`` are files of images as `ambient-sci simulate` reads them. Without them both kinds are
-drawn: soft discs, and strokes.
+``--source`` and ``--target`` are files of images as `ambient-sci simulate` reads them, or kinds that are drawn: soft
+``discs``; ``rods``, which are much like them; and ``strokes``, which are not.
 
-Example: ``python -m benchmarks.finetune --source digits.npy --target brains.npy --work /scratch/finetune``
+Example: ``python -m benchmarks.finetune --source digits.npy --target letters.npy --work /scratch/finetune``
 """
 
 import argparse
@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 from ambient_sci import TrainConfig, load_prior, open_store, train
 from ambient_sci.checkpoint import replacing
 from ambient_sci.datasets import read_images, simulate
-from ambient_sci.evaluate.metrics import coverage_interval, nrmse
+from ambient_sci.evaluate.metrics import coverage_normal, nrmse
 from ambient_sci.posterior.draw import draw_posterior
 from ambient_sci.prior import Prior
 from ambient_sci.seeding import rng_for
@@ -41,8 +41,9 @@ from benchmarks.readme import write_section
 __all__ = ["METHODS", "draw", "learn", "pretrain", "score", "table"]
 
 ROOT = Path(__file__).parent
+KINDS = ("discs", "rods", "strokes")
 METHODS = ("untouched", "full", "lora", "last", "same", "scratch")
-SAMPLES = 8
+SAMPLES, INTERVAL = 8, 0.9
 KEEP, NOISE = 0.5, 0.05
 FRESH_RATE = 1e-3  # of the pretrained network's architecture when its weights are random
 OPTIONS: dict[str, Any] = {"preview": 0, "validation_scans": 0}
@@ -71,10 +72,11 @@ def draw(kind: str, count: int, size: int, seed: int) -> NDArray[np.float32]:
     return images.astype(np.float32)
 
 
-def images_of(path: Path | None, kind: str, count: int, size: int, seed: int) -> NDArray[np.float32]:
-    """Read images, or draw them; in an order that is the seed's."""
-    if path is None:
-        return draw(kind, count, size, seed)
+def images_of(source: str, count: int, size: int, seed: int) -> NDArray[np.float32]:
+    """Draw images of a kind, or read those of a file, in a random order."""
+    if source in KINDS:
+        return draw(source, count, size, seed)
+    path = Path(source)
     found = np.asarray(read_images(path, size=size)[0], np.float32)
     if len(found) < count:
         raise SystemExit(f"error: {path} holds {len(found)} images, {count} are wanted: give more, or lower counts")
@@ -110,6 +112,7 @@ def pretrain(images: NDArray[np.float32], work: Path, steps: int, widths: tuple[
             method="oracle",
             images=steps,
             learning_rate=FRESH_RATE,
+            batch=16,
             **OPTIONS,
         )
         taught: Any = train(config).denoiser.network
@@ -131,38 +134,56 @@ def learn(method: str, store: Path, out: Path, folders: tuple[Path, Path], image
     return train(TrainConfig(store=store, out=out, **options))
 
 
-def score(prior: Prior, store: Path) -> dict[str, float]:
+def score(prior: Prior, store: Path, steps: int = 32) -> dict[str, float]:
     """Reconstruct all scans of a store, and compare with their known images."""
     known = open_store(store)
     drawn = [
-        draw_posterior(prior, known.read(slice(k, k + 8)).to(prior.device), SAMPLES, seed=1).cpu()
+        draw_posterior(prior, known.read(slice(k, k + 8)).to(prior.device), SAMPLES, steps=steps, seed=1).cpu()
         for k in range(0, len(known), 8)
     ]
     samples, images = torch.cat(drawn).numpy(), known.references(slice(None)).numpy()
-    low, high = np.quantile(samples, (0.05, 0.95), axis=1)
-    errors = nrmse(samples.mean(1), images)
-    inside = coverage_interval(low, high, images)
-    return {"nrmse": float(errors.mean()), "nrmse_error": float(errors.std() / len(errors) ** 0.5), "inside": inside}
+    mean, spread = samples.mean(1), samples.std(1, ddof=1)
+    errors = nrmse(mean, images)
+    inside = coverage_normal(mean, spread, images, [INTERVAL], samples=SAMPLES)[INTERVAL]
+    return {
+        "nrmse": float(errors.mean()),
+        "nrmse_error": float(errors.std() / len(errors) ** 0.5),
+        "one": float(nrmse(samples[:, 0], images).mean()),
+        "inside": inside,
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """NRMSE of every method and number of scans, mean and standard deviation over the seeds, as Markdown."""
-    counts = sorted({row["scans"] for row in rows})
-    lines = ["| | " + " | ".join(f"{count} scans" for count in counts) + " |", "|---" * (len(counts) + 1) + "|"]
-    for method in METHODS:
-        cells = []
-        for count in counts:
-            some = [row for row in rows if (row["method"], row["scans"]) == (method, count)]
-            errors, inside = [row["nrmse"] for row in some], [row["inside"] for row in some]
-            spread = f" ± {np.std(errors, ddof=1):.4f}" if len(errors) > 1 else ""
-            cells.append(f"{np.mean(errors):.4f}{spread} ({np.mean(inside):.0%})" if some else "")
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    seeds = len({row["seed"] for row in rows})
-    lines += [
-        "",
-        f"NRMSE of the posterior mean, mean ± standard deviation over {seeds} seeds; in parentheses the share of",
-    ]
-    return "\n".join([*lines, "pixels inside 90% intervals of 8 samples.", ""])
+    lines = []
+    for source, target in dict.fromkeys((row["source"], row["target"]) for row in rows):
+        those = [row for row in rows if (row["source"], row["target"]) == (source, target)]
+        counts = sorted({row["scans"] for row in those if row["method"] != "untouched"})
+        lines += [
+            f"#### From {source} to {target}",
+            "",
+            "| | " + " | ".join(f"{count} scans" for count in counts) + " |",
+            "|---" * (len(counts) + 1) + "|",
+        ]
+        for method in METHODS:
+            cells = []
+            for count in counts:
+                some = [row for row in those if row["method"] == method and row["scans"] in (0, count)]
+                errors, inside = [row["nrmse"] for row in some], [row["inside"] for row in some]
+                spread = f" ± {np.std(errors, ddof=1):.3f}" if len(errors) > 1 else ""
+                cells.append(f"{np.mean(errors):.3f}{spread} ({np.mean(inside):.0%})" if some else "")
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        images, tests = ({row[name] for row in those if row["scans"]} for name in ("images", "test"))
+        seeds = len({row["seed"] for row in those})
+        lines += [
+            "",
+            f"NRMSE of the mean of {SAMPLES} posterior samples, mean ± standard deviation over {seeds} seeds, of "
+            f"{', '.join(map(str, sorted(tests)))} scans; in",
+            f"parentheses the share of pixels inside 90% intervals (Student's). Every training is "
+            f"{', '.join(f'{n:,}' for n in sorted(images))} images long.",
+            "",
+        ]
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -170,17 +191,19 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.finetune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--source", type=Path, help="clean images to pretrain on; drawn if not given")
-    parser.add_argument("--target", type=Path, help="images of another kind, to measure; drawn if not given")
-    parser.add_argument("--size", type=int, default=32, help="pixels a side")
+    kinds = f"{', '.join(KINDS)}, or a file"
+    parser.add_argument("--source", default="discs", help=f"clean images to pretrain on: {kinds}")
+    parser.add_argument("--target", default="rods", help=f"images of another kind, to measure: {kinds}")
+    parser.add_argument("--size", type=int, default=16, help="pixels a side")
     parser.add_argument("--scans", type=int, nargs="+", default=[50, 200, 1000])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
-    parser.add_argument("--images", type=int, default=8000, help="length of each training")
-    parser.add_argument("--pretrain", type=int, default=60_000, help="length of the pretraining, in images")
+    parser.add_argument("--images", type=int, default=2400, help="length of each training")
+    parser.add_argument("--pretrain", type=int, default=28_000, help="length of the pretraining, in images")
     parser.add_argument("--source-images", type=int, default=5000)
-    parser.add_argument("--test", type=int, default=64, help="scans to test on")
-    parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 64], help="channels of the pretrained U-Net")
+    parser.add_argument("--test", type=int, default=32, help="scans to test on")
+    parser.add_argument("--steps", type=int, default=12, help="sampler steps of the test")
+    parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 32], help="channels of the pretrained U-Net")
     parser.add_argument("--work", type=Path, default=Path("finetune-work"), help="folder for models, stores and runs")
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "finetune.json")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
@@ -188,26 +211,35 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     rows: list[dict[str, Any]] = json.loads(options.results.read_text()) if options.results.exists() else []
     if not options.table:
-        source = images_of(options.source, "discs", options.source_images, options.size, 0)
-        folders = pretrain(source, options.work, options.pretrain, tuple(options.widths))
+        folders = pretrain(
+            images_of(options.source, options.source_images, options.size, 0),
+            options.work,
+            options.pretrain,
+            tuple(options.widths),
+        )
         most = max(options.scans) * options.seeds + options.test
-        target = images_of(options.target, "strokes", most, options.size, 1)
+        target = images_of(options.target, most, options.size, 1)
         measured: dict[str, Any] = {"operator": "mask", "keep": KEEP, "noise": NOISE, "overwrite": True}
-        test = simulate(target[: options.test], options.work / "test.zarr", seed=1000, **measured)
-        cases = [(n, s, m) for n in options.scans for s in range(options.seeds) for m in options.methods]
-        done = {(row["scans"], row["seed"], row["method"]) for row in rows}
+        names = {"source": Path(options.source).stem, "target": Path(options.target).stem}
+        test = simulate(target[: options.test], options.work / f"test-{names['target']}.zarr", seed=1000, **measured)
+        cases = [(n, s, m) for s in range(options.seeds) for n in options.scans for m in options.methods]
+        # of the model as it is there is one
+        cases = list(dict.fromkeys((0, 0, m) if m == "untouched" else (n, s, m) for n, s, m in cases))
+        done = {(row["scans"], row["seed"], row["method"]) for row in rows if names.items() <= row.items()}
         for scans, seed, method in tqdm([case for case in cases if case not in done], desc="priors"):
             first = options.test + seed * max(options.scans)
-            name = f"{scans}-{seed}"
+            name = f"{names['target']}-{scans}-{seed}"
             path = options.work / f"{name}.zarr"
-            if not path.exists():
+            if scans and not path.exists():
                 simulate(target[first : first + scans], path, seed=seed, references=False, **measured)
             began = time.process_time()
-            prior = learn(method, path, options.work / f"{name}-{method}", folders, options.images, seed)
+            prior = learn(
+                method, path if scans else test.path, options.work / f"{name}-{method}", folders, options.images, seed
+            )
             took = time.process_time() - began
-            found = score(prior, test.path)
-            rows.append({"scans": scans, "seed": seed, "method": method, "images": options.images, **found})
-            rows[-1]["seconds"] = round(took, 1)
+            found = score(prior, test.path, options.steps)
+            case = {"scans": scans, "seed": seed, "method": method, "images": options.images if scans else 0}
+            rows.append({**names, **case, "test": options.test, **found, "seconds": round(took, 1)})
             with replacing(options.results) as partial:  # prior by prior, for a run that is interrupted
                 partial.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     write_section(options.readme, "finetune", table(rows))

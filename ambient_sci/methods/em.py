@@ -28,19 +28,24 @@ where the data hardly pull against it. What was measured says how much there is,
 (`ambient_sci.methods.power`).
 """
 
+import sys
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from ambient_sci.config import TrainConfig
+from ambient_sci.baselines import total_variation_batch, tune_held_out
+from ambient_sci.baselines.tuning import set_rows_aside
+from ambient_sci.config import EMStart, TrainConfig
 from ambient_sci.datasets.store import Store
-from ambient_sci.distributed import share_out
-from ambient_sci.errors import ConfigError
+from ambient_sci.distributed import agree, share_out
+from ambient_sci.errors import ConfigError, DataError
 from ambient_sci.measurement import Measurement
 from ambient_sci.methods.base import ImageLearner
 from ambient_sci.methods.power import match_power
-from ambient_sci.methods.starts import chunks_of, every_scan, starting_images
+from ambient_sci.methods.starts import TUNED, chunks_of, every_scan, regularisation, starting_images
 from ambient_sci.posterior.ambient import AmbientDenoiser, restore
 from ambient_sci.posterior.draw import draw_posterior
 from ambient_sci.prior import Prior, load_prior
@@ -48,10 +53,11 @@ from ambient_sci.sample import Solver
 from ambient_sci.seeding import rng_for
 from ambient_sci.warm_start import earlier_options
 
-__all__ = ["EMLearner", "lap_count", "lap_scans", "lap_starts", "posterior_images"]
+__all__ = ["EMLearner", "lap_count", "lap_scans", "lap_starts", "posterior_images", "predicts_better"]
 
 LAP = 6000  # images: a network takes so many to follow samples that have changed
 FEWEST = 32  # scans of a lap
+COMPARED = 4  # samples of a scan whose mean is compared with total variation
 FINEST = 0.03  # level of noise below which few steps are better not spent
 
 
@@ -74,7 +80,7 @@ class EMLearner(ImageLearner):
 
     def prepare(self, seen: int, prior: Prior) -> None:
         """Draw the samples of a lap that is due."""
-        if self.images is None and (self.config.start_from is not None or self.config.em_start == "prior"):
+        if self.images is None and self._starts_from(prior):
             self.images = self._matched(_earlier_images(prior, self.store, self.progress), super().scans())
         super().prepare(seen, prior)
         while self.drawn < len(self.starts) and seen >= self.starts[self.drawn]:
@@ -83,6 +89,18 @@ class EMLearner(ImageLearner):
             self.drawn += 1
             self.images = self._matched(drawn, self.scans())
             self.order(seen)
+
+    def _starts_from(self, prior: Prior) -> bool:
+        """Whether the first images are those that an earlier model gives."""
+        config = self.config
+        if config.start_from is not None or config.em_start is not None or config.pretrained is None:
+            return config.start_from is not None or config.em_start == "prior"
+        better = bool(agree(int(predicts_better(prior, self.store))))
+        if self.progress:
+            kinds = "posterior samples of the pretrained model", "total variation reconstructions"
+            first, second = kinds if better else kinds[::-1]
+            tqdm.write(f"em begins with {first}: they predict held-out rows better than {second}", file=sys.stderr)
+        return better
 
     def _matched(self, images: Tensor, scans: NDArray[np.int64]) -> Tensor:
         """Bring images of some scans to the power that was measured, unless that is not wanted."""
@@ -173,6 +191,33 @@ def posterior_images(prior: Prior, store: Store, images: Tensor, lap: int, progr
     renewed = images.clone()  # a lap that is interrupted has not begun
     share_out(chunks, lambda scans: draw(store.read(scans)), renewed, label if progress else None)
     return renewed
+
+
+def predicts_better(prior: Prior, store: Store) -> bool:
+    """Whether posterior samples of a model predict rows that they have not seen better than total variation does.
+
+    A model of other images than those that were measured gives samples that are wrong, and certain of it; networks
+    learn these. The mean of a few samples of some scans is compared. Where rows cannot be set aside, the model is
+    believed.
+    """
+    config, some = prior.config, store.read(store.groups[0].scans[:TUNED])
+    try:
+        set_rows_aside(some, 0.25, 0)
+    except (ConfigError, DataError):
+        return True
+    strength = regularisation(total_variation_batch, some)
+
+    def images(m: Measurement, kind: EMStart) -> Tensor:
+        if kind == "tv":
+            return total_variation_batch(m, strength)
+        device = prior.device
+        drawn = draw_posterior(
+            prior, m.to(device), COMPARED, steps=2 * config.em_steps, iterations=config.em_iterations
+        )
+        return drawn.mean(1).cpu()
+
+    kinds: tuple[EMStart, ...] = ("tv", "prior")
+    return tune_held_out(images, some, kinds) == "prior"
 
 
 def _earlier_images(prior: Prior, store: Store, progress: bool) -> Tensor:

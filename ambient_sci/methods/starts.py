@@ -19,7 +19,7 @@ from ambient_sci.measurement import Measurement
 from ambient_sci.seeding import stream
 from ambient_sci.stationary import fit_stationary
 
-__all__ = ["REGULARISATIONS", "WAVELET", "chunks_of", "every_scan", "regularisation", "starting_images"]
+__all__ = ["REGULARISATIONS", "TUNED", "WAVELET", "chunks_of", "every_scan", "regularisation", "starting_images"]
 
 CHUNK = 64
 TUNED, FITTED = 16, 128  # scans on which a regularisation is chosen, and a spectrum fitted

@@ -24,6 +24,7 @@ from ambient_sci.datasets import open_store, simulate
 from ambient_sci.denoise import GaussianDenoiser
 from ambient_sci.errors import ConfigError, DataError, NotFoundError
 from ambient_sci.finetuning import adapt, effective_weights, measure, state_bytes
+from ambient_sci.methods.em import EMLearner, predicts_better
 from ambient_sci.objectives import denoising_loss
 from ambient_sci.operators import Mask
 from ambient_sci.posterior.draw import draw_posterior
@@ -606,6 +607,38 @@ def test_adapters_begin_with_nothing_and_are_merged_exactly(rgb: Path, tmp_path:
         torch.testing.assert_close(plain(x, sigma), expected, rtol=1e-4, atol=1e-4)
 
 
+def gaussian_prior(mean: float, covariance: torch.Tensor, **options: Any) -> Prior:
+    """An exact prior of Gaussian images."""
+    known: Any = GaussianDenoiser(torch.full((1, 8, 8), mean), covariance)
+    known.sigma_data = float(covariance.diagonal().mean().sqrt())
+    known.register_parameter("place", nn.Parameter(torch.zeros(())))
+    config = TrainConfig(store=Path("none"), out=Path("none"), pretrained="model", **options)
+    return Prior(known, (1, 8, 8), False, config, {}, 0)
+
+
+def test_em_begins_with_what_the_measurements_bear_out(tmp_path: Path) -> None:
+    """The law that images were drawn from predicts them better than anything; one of others is not to be believed."""
+    place = torch.cartesian_prod(torch.arange(8.0), torch.arange(8.0))
+    smooth = torch.exp(-((torch.cdist(place, place) / 2) ** 2) / 2) + 1e-4 * torch.eye(64)
+    images = 3 + noise(24, 64) @ torch.linalg.cholesky(smooth).T
+    scans = simulate(images.reshape(-1, 8, 8).numpy(), tmp_path / "scans.zarr", operator="mask", keep=0.6, noise=0.1)
+    own, other = gaussian_prior(3.0, smooth), gaussian_prior(-6.0, 0.04 * torch.eye(64))
+    assert predicts_better(own, scans)
+    assert not predicts_better(other, scans)
+
+    # and a run begins so: with samples that the data and the prior agree on, or with total variation
+    config = own.config.model_copy(update={"laps": 0, "images": 8})
+    begun = []
+    for prior, start in ((own, None), (other, None), (other, "tv"), (other, "prior")):
+        learner = EMLearner(config.model_copy(update={"em_start": start}), scans, progress=False)
+        learner.prepare(0, prior)
+        assert learner.images is not None
+        begun.append(learner.images.flatten(1))
+    assert [float((each - images).abs().mean()) < 0.4 for each in begun] == [True, True, True, False]
+    assert torch.equal(begun[1], begun[2])
+    assert not torch.equal(begun[0], begun[2])
+
+
 def test_what_is_learned_helps(grey: Path, blobs: Any, tmp_path: Path) -> None:
     """A network that has seen other things denoises the new ones better after a short run."""
     simulate(blobs(40), tmp_path / "scans.zarr", operator="mask", keep=0.9, noise=0.01)
@@ -741,19 +774,29 @@ def test_what_is_not_installed_is_named(
 def test_the_table_of_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
     benchmark = importlib.import_module("benchmarks.finetune")
+    names = {"source": "discs", "test": 32, "images": 100}
     rows = [
-        {"method": "full", "scans": scans, "seed": seed, "nrmse": 0.1 + 0.02 * seed, "inside": 0.9}
+        {
+            **names,
+            "target": target,
+            "method": "full",
+            "scans": scans,
+            "seed": seed,
+            "nrmse": 0.1 + 0.02 * seed,
+            "inside": 0.9,
+        }
+        for target in ("rods", "strokes")
         for scans in (50, 200)
         for seed in (0, 1)
     ]
+    rows.append({**rows[0], "method": "untouched", "scans": 0, "images": 0, "nrmse": 0.3})
     lines = benchmark.table(rows).splitlines()
-    assert lines[0] == "| | 50 scans | 200 scans |"
-    assert "| full | 0.1100 ± 0.0141 (90%) | 0.1100 ± 0.0141 (90%) |" in lines
+    assert lines[:3] == ["#### From discs to rods", "", "| | 50 scans | 200 scans |"]
+    assert lines.count("| full | 0.110 ± 0.014 (90%) | 0.110 ± 0.014 (90%) |") == 2
+    assert lines.index("| untouched | 0.300 (90%) | 0.300 (90%) |") < lines.index("#### From discs to strokes")
     assert "| untouched |  |  |" in lines
-    discs, strokes = (benchmark.draw(kind, 3, 16, 0) for kind in ("discs", "strokes"))
-    assert discs.shape == strokes.shape == (3, 16, 16)
-    assert min(discs.min(), strokes.min()) >= 0
-    assert max(discs.max(), strokes.max()) <= 1
+    drawn = [benchmark.draw(kind, 3, 16, 0) for kind in benchmark.KINDS]
+    assert all(each.shape == (3, 16, 16) and each.min() >= 0 and each.max() <= 1 for each in drawn)
 
 
 def test_a_pipeline_that_the_benchmark_pretrains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
