@@ -196,13 +196,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--target", default="rods", help=f"images of another kind, to measure: {kinds}")
     parser.add_argument("--size", type=int, default=16, help="pixels a side")
     parser.add_argument("--scans", type=int, nargs="+", default=[50, 200, 1000])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
-    parser.add_argument("--images", type=int, default=2400, help="length of each training")
+    parser.add_argument("--images", type=int, default=1600, help="length of each training")
     parser.add_argument("--pretrain", type=int, default=28_000, help="length of the pretraining, in images")
     parser.add_argument("--source-images", type=int, default=5000)
     parser.add_argument("--test", type=int, default=32, help="scans to test on")
-    parser.add_argument("--steps", type=int, default=12, help="sampler steps of the test")
+    parser.add_argument("--steps", type=int, default=10, help="sampler steps of the test")
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 32], help="channels of the pretrained U-Net")
     parser.add_argument("--work", type=Path, default=Path("finetune-work"), help="folder for models, stores and runs")
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "finetune.json")
@@ -217,12 +217,12 @@ def main(argv: list[str] | None = None) -> None:
             options.pretrain,
             tuple(options.widths),
         )
-        most = max(options.scans) * options.seeds + options.test
+        most = max(options.scans) * (max(options.seeds) + 1) + options.test
         target = images_of(options.target, most, options.size, 1)
         measured: dict[str, Any] = {"operator": "mask", "keep": KEEP, "noise": NOISE, "overwrite": True}
         names = {"source": Path(options.source).stem, "target": Path(options.target).stem}
         test = simulate(target[: options.test], options.work / f"test-{names['target']}.zarr", seed=1000, **measured)
-        cases = [(n, s, m) for s in range(options.seeds) for n in options.scans for m in options.methods]
+        cases = [(n, s, m) for s in options.seeds for n in options.scans for m in options.methods]
         # of the model as it is there is one
         cases = list(dict.fromkeys((0, 0, m) if m == "untouched" else (n, s, m) for n, s, m in cases))
         done = {(row["scans"], row["seed"], row["method"]) for row in rows if names.items() <= row.items()}

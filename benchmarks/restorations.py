@@ -16,11 +16,13 @@ images at a time in all rows.
 
 Example
 -------
-With two trainings of `benchmarks.learning`::
+With ``digits.npy``, 2,064 digits of MNIST in random order, or any other images::
 
-    python -m benchmarks.learning digits-p75-noisy ambient em --budget 20000 --data DATA --out OUT
-    cd OUT/digits-p75-noisy
-    python -m benchmarks.restorations 20000/ambient-0 20000/em-0 test.zarr --title digits-p75-noisy
+    ambient-sci simulate digits.npy scans.zarr --size 16 --operator mask --noise 0.1 --stop 2000 --no-references
+    ambient-sci simulate digits.npy test.zarr --size 16 --operator mask --noise 0.1 --start 2000 --seed 1
+    ambient-sci train scans.zarr --out ambient --method ambient --images 8000 --patch 2
+    ambient-sci train scans.zarr --out em --images 8000 --patch 2
+    python -m benchmarks.restorations ambient em test.zarr --title digits
 """
 
 import argparse

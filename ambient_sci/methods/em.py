@@ -7,8 +7,8 @@ each scan under the current prior:
           \theta \leftarrow \arg\min \textstyle\sum_i E \| D_\theta(x_i + s n, s) - x_i \|^2
 
 (Rozet et al. 2024, arXiv:2405.13712). It starts here from total variation reconstructions, whose regularisation is
-chosen by predicting held-out measured rows, and the optimiser goes on from lap to lap. Nothing but measurements is
-read.
+chosen by predicting held-out measured rows, and the optimiser goes on from lap to lap. A pretrained model's posterior
+samples are what it starts from if these predict such rows better. Nothing but measurements is read.
 
 What a lap can change is what the prior can tell better than the images that it was learned from. So the network first
 takes its time on the reconstructions; samples of one that has hardly learned are noise, which the next lap learns.
