@@ -20,7 +20,6 @@ Example: ``python -m benchmarks.finetune --source digits.npy --target letters.np
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -232,14 +231,10 @@ def main(argv: list[str] | None = None) -> None:
             path = options.work / f"{name}.zarr"
             if scans and not path.exists():
                 simulate(target[first : first + scans], path, seed=seed, references=False, **measured)
-            began = time.process_time()
-            prior = learn(
-                method, path if scans else test.path, options.work / f"{name}-{method}", folders, options.images, seed
-            )
-            took = time.process_time() - began
-            found = score(prior, test.path, options.steps)
+            out = options.work / f"{name}-{method}"
+            prior = learn(method, path if scans else test.path, out, folders, options.images, seed)
             case = {"scans": scans, "seed": seed, "method": method, "images": options.images if scans else 0}
-            rows.append({**names, **case, "test": options.test, **found, "seconds": round(took, 1)})
+            rows.append({**names, **case, "test": options.test, **score(prior, test.path, options.steps)})
             with replacing(options.results) as partial:  # prior by prior, for a run that is interrupted
                 partial.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     write_section(options.readme, "finetune", table(rows))
