@@ -3,16 +3,17 @@ r"""One evaluation, many, and their mean, of the same priors and scans: ``python
 A prior can be asked for the image of a scan in three ways:
 
 - ``one step``: an ambient network restores the scan, :math:`h(A, y, \sigma_y)`. Of an ordinary denoiser it is what the
-  first step of a posterior sampler finds, at noise level :math:`s` (``--level``, in units of ``sigma_data``) and from
-  noise alone: :math:`D + V A^H (\sigma_y^2 + A V A^H)^{-1} (y - A D)` with :math:`V = s^2 J`, the posterior mean if
-  images were Gaussian.
+  first step of a posterior sampler finds, from noise alone at a level :math:`s` (``--once``, in units of
+  ``sigma_data``): :math:`D + V A^H (\sigma_y^2 + A V A^H)^{-1} (y - A D)` with :math:`V = s^2 J`, the posterior mean if
+  images were Gaussian. Noise hides more of what the network knows the lower the level is, and the higher it is the
+  more it takes to be right about what it says of noise.
 - ``one sample`` of the posterior, in few steps or in many.
 - ``mean of 8`` such samples, and whether their 90% intervals hold the known value: Student's, of mean and standard
   deviation, real and imaginary parts by themselves.
 
 Evaluations of the network are counted by hooks on it, for each scan: passes, and passes back for its gradient, of which
-conditioning takes some. Time is the processor's (on a GPU the clock's), in units of that of one step, with as many
-images at a time in all rows.
+conditioning takes some. Time is the processor's (on a GPU the clock's) for a scan, and in units of that of the first
+row of the prior, with as many images at a time in all rows.
 
 Example
 -------
@@ -51,7 +52,8 @@ from benchmarks.readme import write_section
 __all__ = ["Counts", "counting", "measure", "one_step", "table"]
 
 ROOT = Path(__file__).parent
-LEVEL, INTERVAL = 10.0, 0.9
+ONCE = 1.0, 3.0, 10.0  # noise levels of one step
+INTERVAL = 0.9
 REPEATS = 3  # of one step, whose time is the unit
 
 
@@ -84,15 +86,25 @@ def counting(network: nn.Module) -> Iterator[Counts]:
         handle.remove()
 
 
-def one_step(prior: Prior, m: Measurement, level: float = LEVEL) -> Tensor:
-    """Restore scans by one evaluation of the network, ``(batch, channel, *spatial)`` (see the module)."""
+def one_step(prior: Prior, m: Measurement, level: float) -> Tensor:
+    """Restore scans by one evaluation of the network, ``(batch, channel, *spatial)`` (see the module).
+
+    An ambient network is told the noise of the scans, and no level.
+    """
     if isinstance(prior.denoiser, AmbientDenoiser):
         return restore(prior.denoiser, m)
     return draw_posterior(prior, m, steps=1, level=level)[:, 0]
 
 
 def measure(
-    prior: Prior, m: Measurement, known: Tensor, steps: list[int], samples: int, level: float, batch: int, mask: Any
+    prior: Prior,
+    m: Measurement,
+    known: Tensor,
+    once: list[float],
+    steps: list[int],
+    samples: int,
+    batch: int,
+    mask: Any,
 ) -> list[dict[str, Any]]:
     """Rows of a prior: one step, then one sample and the mean of several for each number of steps.
 
@@ -102,10 +114,10 @@ def measure(
         The prior.
     m, known
         Scans, and their images in normalised units.
+    once
+        Noise levels of one step of an ordinary prior, in units of ``sigma_data``.
     steps, samples
         Numbers of steps, and of samples.
-    level
-        Noise level that ordinary priors begin at, in units of ``sigma_data``.
     batch
         Images at a time.
     mask
@@ -139,18 +151,23 @@ def measure(
 
     network: Any = prior.denoiser.network
 
-    def once(scans: Measurement) -> Tensor:
-        return one_step(prior, scans, level)
+    rows: list[dict[str, Any]] = []
+    unit = 0.0
+    ambient = isinstance(prior.denoiser, AmbientDenoiser)
+    for level in [0.0] if ambient else once:
 
-    run(once, batch)  # libraries plan their transforms in a first call
-    tries = [run(once, batch) for _ in range(REPEATS)]
-    unit = median(seconds for *_, seconds in tries)
-    image, counts, _ = tries[0]
-    rows = [row("one step", image, counts, unit)]
+        def restored(scans: Measurement, level: float = level) -> Tensor:
+            return one_step(prior, scans, level)
+
+        run(restored, batch)  # libraries plan their transforms in a first call
+        tries = [run(restored, batch) for _ in range(REPEATS)]
+        seconds = median(took for *_, took in tries)
+        unit = unit or seconds
+        rows.append(row("one step" if ambient else f"one step, level {level:g}", *tries[0][:2], seconds))
     for count in tqdm(steps, desc="numbers of steps"):
 
         def drawn(scans: Measurement, number: int, count: int = count) -> Tensor:
-            return draw_posterior(prior, scans, number, steps=count, level=level, seed=1)
+            return draw_posterior(prior, scans, number, steps=count, seed=1)
 
         one, counts, seconds = run(lambda scans, drawn=drawn: drawn(scans, 1), batch)  # type: ignore[misc]
         rows.append({**row("one sample", one[:, 0], counts, seconds), "steps": count})
@@ -174,8 +191,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines += [
             f"#### {title}, one step and many",
             "",
-            "| prior | | steps | NRMSE | PSNR / dB | in 90% intervals | passes | passes back | time |",
-            "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+            "| prior | | steps | NRMSE | PSNR / dB | in 90% intervals | passes | passes back | ms | of one step |",
+            "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
         ]
         for row in some:
             inside = f"{row['inside']:.3f}" if "inside" in row else ""
@@ -188,16 +205,11 @@ def table(rows: list[dict[str, Any]]) -> str:
                 inside,
                 f"{row['passes']:.4g}",
                 f"{row['back']:.4g}",
+                f"{1000 * row['seconds']:.3g}",
                 f"{row['relative']:.3g}",
             ]
             lines.append("| " + " | ".join(cells) + " |")
-        levels = sorted({row["level"] for row in some})
-        lines += [
-            "",
-            f"{some[0]['scans']} scans, mean ± standard error; ordinary priors begin at noise level "
-            f"{', '.join(f'{level:g}' for level in levels)} `sigma_data`.",
-            "",
-        ]
+        lines += ["", f"{some[0]['scans']} scans, mean ± standard error; levels are in units of `sigma_data`.", ""]
     return "\n".join(lines)
 
 
@@ -214,7 +226,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--scans", type=int, default=64, help="how many of its scans, from the first")
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 16, 32])
     parser.add_argument("--samples", type=int, default=8, help="samples of a mean")
-    parser.add_argument("--level", type=float, default=LEVEL, help="noise that ordinary priors begin at")
+    parser.add_argument(
+        "--once", type=float, nargs="+", default=[*ONCE], help="noise levels of one step of an ordinary prior"
+    )
     parser.add_argument("--batch", type=int, default=64, help="images at a time")
     parser.add_argument("--head", action="store_true", help="score inside the head alone")
     parser.add_argument("--device", default="cpu")
@@ -236,9 +250,9 @@ def main(argv: list[str] | None = None) -> None:
         prior = load_prior(run, options.device)
         label = f"{prior.config.method}, {prior.images:,} images"
         rows = [row for row in rows if (row["title"], row["prior"]) != (title, label)]
-        names = {"title": title, "prior": label, "scans": len(m), "level": options.level}
-        for row in measure(prior, m, known, options.steps, options.samples, options.level, options.batch, mask):
-            rows.append({**names, **row})
+        names = {"title": title, "prior": label, "scans": len(m)}
+        found = measure(prior, m, known, options.once, options.steps, options.samples, options.batch, mask)
+        rows += [{**names, **row} for row in found]
         with replacing(options.results) as partial:
             partial.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     text = table(rows)

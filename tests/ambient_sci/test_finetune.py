@@ -808,3 +808,27 @@ def test_a_pipeline_that_the_benchmark_pretrains(monkeypatch: pytest.MonkeyPatch
     again = load_prior(learned, "cpu").denoiser.network
     assert not changed(trained, again)
     assert again.architecture.config == trained.architecture.config
+
+
+def test_the_command_of_the_benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every row is of the scans that are left for it, and a second call finds nothing to do."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    benchmark = importlib.import_module("benchmarks.finetune")
+    readme, results = tmp_path / "README.md", tmp_path / "rows.json"
+    readme.write_text("<!-- finetune -->\n<!-- /finetune -->\n")
+    sizes = {"scans": "4 6", "seeds": "0 1", "methods": "untouched full", "images": "16", "pretrain": "16"}
+    sizes |= {"source-images": "8", "test": "3", "steps": "2", "widths": "8 16"}
+    given = [word for name, value in sizes.items() for word in [f"--{name}", *value.split()]]
+    files = ["--work", str(tmp_path / "work"), "--results", str(results), "--readme", str(readme)]
+    for _ in range(2):
+        benchmark.main([*given, *files])
+        rows = json.loads(results.read_text())
+        assert [(row["method"], row["scans"], row["seed"]) for row in rows] == [
+            ("untouched", 0, 0),
+            *(("full", scans, seed) for seed in (0, 1) for scans in (4, 6)),
+        ]
+    assert readme.read_text().count("#### From discs to rods") == 1
+    drawn = benchmark.draw("rods", 15, SIZE, 1)
+    y = open_store(tmp_path / "work" / "rods-6-1.zarr").read(slice(None))
+    seen = y.operator.rows * torch.from_numpy(drawn[9:15])[:, None]  # after the three of the test, and six of seed 0
+    assert (y.y - seen).abs().max() < 6 * benchmark.NOISE
