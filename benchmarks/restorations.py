@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -155,26 +156,17 @@ def measure(
     unit = 0.0
     ambient = isinstance(prior.denoiser, AmbientDenoiser)
     for level in [0.0] if ambient else once:
-
-        def restored(scans: Measurement, level: float = level) -> Tensor:
-            return one_step(prior, scans, level)
-
+        restored = partial(one_step, prior, level=level)
         run(restored, batch)  # libraries plan their transforms in a first call
         tries = [run(restored, batch) for _ in range(REPEATS)]
         seconds = median(took for *_, took in tries)
         unit = unit or seconds
         rows.append(row("one step" if ambient else f"one step, level {level:g}", *tries[0][:2], seconds))
     for count in tqdm(steps, desc="numbers of steps"):
-
-        def drawn(scans: Measurement, number: int, count: int = count) -> Tensor:
-            return draw_posterior(prior, scans, number, steps=count, seed=1)
-
-        one, counts, seconds = run(lambda scans, drawn=drawn: drawn(scans, 1), batch)  # type: ignore[misc]
+        drawn = partial(draw_posterior, prior, steps=count, seed=1)
+        one, counts, seconds = run(partial(drawn, samples=1), batch)
         rows.append({**row("one sample", one[:, 0], counts, seconds), "steps": count})
-        several, counts, seconds = run(
-            lambda scans, drawn=drawn: drawn(scans, samples),  # type: ignore[misc]
-            max(batch // samples, 1),
-        )
+        several, counts, seconds = run(partial(drawn, samples=samples), max(batch // samples, 1))
         mean = several.mean(1)
         std = torch.view_as_real(several).std(1) if several.is_complex() else several.std(1)
         spread = torch.view_as_complex(std) if several.is_complex() else std
