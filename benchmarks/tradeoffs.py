@@ -112,7 +112,7 @@ class Kind:
 
 def _averaged(images: Images, by: int) -> Images:
     count, height, width = images.shape
-    return images.reshape(count, height // by, by, width // by, by).mean((2, 4))
+    return np.asarray(images.reshape(count, height // by, by, width // by, by).mean((2, 4)))
 
 
 def small_digits(data: Path) -> tuple[Images, Images]:
@@ -181,11 +181,9 @@ def learn(
 ) -> Prior:
     """Learn from measurements, and where nothing is missing by ``em``, which would have nothing to do, from images."""
     oracle = method == "em" and level == kind.levels[0]
-    config = TrainConfig(
-        store=known.path if oracle else store.path, out=out, method="oracle" if oracle else method,  # type: ignore[arg-type]
-        images=images, seed=seed, preview=0, validation_scans=0, device="cpu", **kind.network,
-    )  # fmt: skip
-    return train(config)
+    options: dict[str, Any] = {"images": images, "seed": seed, "preview": 0, "validation_scans": 0, **kind.network}
+    options |= {"method": "oracle" if oracle else method, "store": known.path if oracle else store.path}
+    return train(TrainConfig(out=out, device="cpu", **options))
 
 
 # ------------------------------------------------------------------------------------------------------------- scoring
@@ -245,9 +243,10 @@ class _Elsewhere(Prior):
 
     others: Store
 
-    def sample(self, count: int, *arguments: Any, **options: Any) -> Tensor:  # type: ignore[override]
+    def sample(self, count: int, *arguments: Any, **options: Any) -> Tensor:
         operator = self.others.read(np.arange(count) % len(self.others)).operator.to(self.device)
-        return super().sample(count, *arguments[:-1], operator, **options)
+        steps, solver, seed = arguments[:3]
+        return Prior.sample(self, count, steps, solver, seed, operator, **options)
 
 
 def copies_elsewhere(prior: Prior, known: Store, others: Store, seed: int) -> float:
