@@ -168,7 +168,7 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
-        if "://" in link:
+        if "://" in link or link.startswith("api/"):  # what building the site makes, that checks
             continue
         target, _, anchor = link.partition("#")
         there = page.parent / target if target else page
