@@ -105,8 +105,9 @@ def same_rows(features: Features) -> tuple[list[tuple[int, int]], bool]:
         ratio = (d / limit)[enough]
         typical.append(ratio[:: max(1, len(ratio) // 10_000)])
     every = torch.cat(typical)
-    found, told = _claimed(torch.cat(pairs), torch.cat(apart))
-    return found, told and len(every) > 0 and float(every.median()) >= TELLING
+    if len(every) == 0 or float(every.median()) < TELLING:
+        return [], False
+    return _claimed(torch.cat(pairs), torch.cat(apart))
 
 
 def same_images(features: Features, generator: torch.Generator) -> tuple[list[tuple[int, int]], bool]:
@@ -116,10 +117,11 @@ def same_images(features: Features, generator: torch.Generator) -> tuple[list[tu
         return [], False
     some = torch.randint(count, (4096, 2), generator=generator)
     typical = _apart(features, some[some[:, 0] != some[:, 1]])
+    if float(typical.median()) < TELLING * MARGIN:
+        return [], False
     pairs = torch.combinations(torch.arange(count)) if count <= EXACT else _neighbours(features.values, generator)
     d = torch.cat([_apart(features, part) for part in pairs.split(1 << 16)])
-    found, told = _claimed(pairs, (d - 1) / (MARGIN - 1))
-    return found, told and float(typical.median()) >= TELLING * MARGIN
+    return _claimed(pairs, (d - 1) / (MARGIN - 1))
 
 
 def _claimed(pairs: Tensor, v: Tensor) -> tuple[list[tuple[int, int]], bool]:

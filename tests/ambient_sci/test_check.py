@@ -436,7 +436,9 @@ def test_duplicates_among_many_are_found_by_projections(monkeypatch: pytest.Monk
 def test_nothing_is_claimed_where_noise_hides_duplicates() -> None:
     values = torch.randn(50, 40, generator=generator())
     features = duplicates.Features(values, None, torch.full((50,), 40.0), np.arange(50))
-    assert not duplicates.same_images(features, generator())[1]
+    assert duplicates.same_images(features, generator()) == ([], False)
+    noise = duplicates.Features(values, torch.ones_like(values), torch.ones(50), np.arange(50))
+    assert duplicates.same_rows(noise) == ([], False)
 
 
 def test_images_that_are_near_each_other_by_chance_are_no_duplicates(tmp_path: Path) -> None:
