@@ -16,7 +16,7 @@ __all__ = ["Adapt", "EMStart", "Method", "TrainConfig"]
 
 Method = Literal["em", "ambient", "l1-edm", "tv-edm", "ambient-gan", "naive", "oracle"]
 Adapt = Literal["full", "lora", "last"]
-EMStart = Literal["l1-wavelet", "tv", "gaussian", "prior"]
+EMStart = Literal["l1-wavelet", "tv", "gaussian", "prior", "leaves"]
 
 
 class TrainConfig(BaseModel):
@@ -118,8 +118,9 @@ class TrainConfig(BaseModel):
     )
     em_start: EMStart | None = Field(
         None,
-        description="em: images before the first lap: l1-wavelet, tv (the default), gaussian; prior, posterior samples "
-        "of a pretrained model; with such a model tv or prior if not given, whichever predicts held-out rows better",
+        description="em: images before the first lap: l1-wavelet, tv (the default), gaussian; leaves, made-up ones "
+        "with edges; prior, posterior samples of a pretrained model; with such a model tv or prior if not given, "
+        "whichever predicts held-out rows better",
     )
     em_first: float = Field(
         0.1, gt=0, le=1, description="em: share of the scans that the first lap draws samples of; later ones take more"

@@ -8,7 +8,8 @@ each scan under the current prior:
 
 (Rozet et al. 2024, arXiv:2405.13712). It starts here from total variation reconstructions, whose regularisation is
 chosen by predicting held-out measured rows, and the optimiser goes on from lap to lap. A pretrained model's posterior
-samples are what it starts from if these predict such rows better. Nothing but measurements is read.
+samples are what it starts from if these predict such rows better. Nothing but measurements is read. What the network
+learns before the first lap are these reconstructions, or made-up images (`ambient_sci.methods.leaves`).
 
 What a lap can change is what the prior can tell better than the images that it was learned from. So the network first
 takes its time on the reconstructions; samples of one that has hardly learned are noise, which the next lap learns.
@@ -44,6 +45,7 @@ from ambient_sci.distributed import agree, share_out
 from ambient_sci.errors import ConfigError, DataError
 from ambient_sci.measurement import Measurement
 from ambient_sci.methods.base import ImageLearner
+from ambient_sci.methods.leaves import leaves_like, mirrored
 from ambient_sci.methods.power import match_power
 from ambient_sci.methods.starts import TUNED, chunks_of, every_scan, regularisation, starting_images
 from ambient_sci.posterior.ambient import AmbientDenoiser, restore
@@ -68,11 +70,19 @@ class EMLearner(ImageLearner):
         super().__init__(config, store, progress)
         self.starts = lap_starts(config)
         self.drawn = 0
+        self.leaves: Tensor | None = None
 
     def first_images(self) -> Tensor:
         """Reconstructions to start from."""
-        images = starting_images(self.store, self.config.em_start or "tv", self.config.seed, self.progress)
+        kind = self.config.em_start or "tv"
+        images = starting_images(self.store, "tv" if kind == "leaves" else kind, self.config.seed, self.progress)
         return self._matched(images, super().scans())
+
+    def pick(self, scans: Tensor, generator: torch.Generator) -> Tensor:
+        """Images of some scans; before the first lap made-up ones instead, if training starts from these."""
+        if self.leaves is None:
+            return super().pick(scans, generator)
+        return mirrored(self.leaves[torch.randint(len(self.leaves), scans.shape, generator=generator)], generator)
 
     def scans(self) -> NDArray[np.int64]:
         """Those that have posterior samples; before the first lap all, which have reconstructions."""
@@ -83,10 +93,13 @@ class EMLearner(ImageLearner):
         if self.images is None and self._starts_from(prior):
             self.images = self._matched(_earlier_images(prior, self.store, self.progress), super().scans())
         super().prepare(seen, prior)
+        if self.config.em_start == "leaves" and self.leaves is None and seen < self.starts[0]:
+            self.leaves = leaves_like(self.store, self.config.seed, self.progress) * self.sigma_data
         while self.drawn < len(self.starts) and seen >= self.starts[self.drawn]:
             assert self.images is not None
             drawn = posterior_images(prior, self.store, self.images, self.drawn, self.progress)
             self.drawn += 1
+            self.leaves = None
             self.images = self._matched(drawn, self.scans())
             self.order(seen)
 
