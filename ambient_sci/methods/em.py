@@ -93,7 +93,7 @@ class EMLearner(ImageLearner):
         if self.images is None and self._starts_from(prior):
             self.images = self._matched(_earlier_images(prior, self.store, self.progress), super().scans())
         super().prepare(seen, prior)
-        if self.config.em_start == "leaves" and self.leaves is None and seen < self.starts[0]:
+        if self.config.em_start == "leaves" and self.leaves is None and not self.drawn:
             self.leaves = leaves_like(self.store, self.config.seed, self.progress) * self.sigma_data
         while self.drawn < len(self.starts) and seen >= self.starts[self.drawn]:
             assert self.images is not None

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from ambient_sci.datasets.store import Store
 from ambient_sci.denoise import per_image
+from ambient_sci.errors import ConfigError
 from ambient_sci.seeding import rng_for
 
 __all__ = ["dead_leaves", "leaves_like", "mirrored", "smooth_phases"]
@@ -89,9 +90,15 @@ def leaves_like(store: Store, seed: int = 0, progress: bool = False) -> Tensor:
     Tensor
         ``(COUNT, channel, height, width)`` of unit standard deviation (of each part, if complex), of equal brightness
         as scans are in normalised units: the 99th percentile of each.
+
+    Raises
+    ------
+    ConfigError
+        If images of the store are not 2-D.
     """
-    channels, *spatial = store.image_shape
-    height, width = spatial
+    if len(store.image_shape) != 3:
+        raise ConfigError(f"em_start 'leaves' makes up 2-D images; those of {store.path} are {store.image_shape[1:]}")
+    channels, height, width = store.image_shape
     images = dead_leaves(COUNT * channels, (height, width), seed, progress).reshape(COUNT, channels, height, width)
     bright = images.flatten(1).quantile(0.99, dim=1)
     images = images / torch.where(bright > 0, bright, 1.0)[:, None, None, None]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets import Store, open_store, simulate
+from ambient_sci.errors import ConfigError
 from ambient_sci.methods import leaves
 from ambient_sci.methods.em import EMLearner, lap_starts
 from ambient_sci.methods.leaves import dead_leaves, leaves_like, mirrored, smooth_phases
@@ -89,6 +90,12 @@ def test_they_are_like_the_images_of_a_store(tmp_path: Path, operator: str) -> N
     assert torch.allclose(bright, bright[0].expand(24), rtol=1e-4)
 
 
+def test_volumes_are_refused(tmp_path: Path) -> None:
+    store = simulate(np.random.default_rng(0).random((2, 6, 8, 8)), tmp_path / "scans.zarr", operator="mask")
+    with pytest.raises(ConfigError, match=r"2-D images.*\(6, 8, 8\)"):
+        leaves_like(store)
+
+
 def _learner(store: Store, out: Path, small: dict[str, Any]) -> tuple[EMLearner, Prior]:
     options = {**small, "em_start": "leaves", "laps": 2, "sigma_data": 0.3}
     config = TrainConfig(store=store.path, out=out, **options)
@@ -135,6 +142,8 @@ def test_a_run_that_was_interrupted_goes_on_with_the_same_images(
 
 
 @pytest.mark.usefixtures("few")
-def test_a_training_from_the_command_on(store_path: Path, tmp_path: Path, small: dict[str, Any]) -> None:
-    prior = train(TrainConfig(store=store_path, out=tmp_path / "run", em_start="leaves", **small), progress=False)
+@pytest.mark.parametrize("laps", [0, 1])
+def test_whole_trainings(store_path: Path, tmp_path: Path, small: dict[str, Any], laps: int) -> None:
+    options = {**small, "em_start": "leaves", "laps": laps}
+    prior = train(TrainConfig(store=store_path, out=tmp_path / "run", **options), progress=False)
     assert prior.config.em_start == "leaves"
