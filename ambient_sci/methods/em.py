@@ -59,6 +59,7 @@ __all__ = ["EMLearner", "lap_count", "lap_scans", "lap_starts", "posterior_image
 
 LAP = 6000  # images: a network takes so many to follow samples that have changed
 FEWEST = 32  # scans of a lap
+LEAVES = 1024  # made-up images; with their mirror images eight times as many
 COMPARED = 4  # samples of a scan whose mean is compared with total variation
 FINEST = 0.03  # level of noise below which few steps are better not spent
 
@@ -94,7 +95,9 @@ class EMLearner(ImageLearner):
             self.images = self._matched(_earlier_images(prior, self.store, self.progress), super().scans())
         super().prepare(seen, prior)
         if self.config.em_start == "leaves" and self.leaves is None and not self.drawn:
-            self.leaves = leaves_like(self.store, self.config.seed, self.progress) * self.sigma_data
+            shown = self.starts[0] if self.starts else self.config.images
+            made = leaves_like(self.store, min(LEAVES, shown), self.config.seed, self.progress)
+            self.leaves = made * self.sigma_data
         while self.drawn < len(self.starts) and seen >= self.starts[self.drawn]:
             assert self.images is not None
             drawn = posterior_images(prior, self.store, self.images, self.drawn, self.progress)

@@ -31,8 +31,6 @@ from ambient_sci.seeding import rng_for
 
 __all__ = ["dead_leaves", "leaves_like", "mirrored", "smooth_phases"]
 
-COUNT = 1024  # of images to learn from; with their mirror images eight times as many
-
 FINER = 2  # grid on which edges are drawn, before it is averaged to pixels
 LEAVES = 20, 200  # of an image
 EXPONENTS = 0.7, 2.0
@@ -82,14 +80,14 @@ def smooth_phases(count: int, shape: tuple[int, int], seed: int = 0) -> Tensor:
     return torch.polar(torch.ones_like(phase), phase)
 
 
-def leaves_like(store: Store, seed: int = 0, progress: bool = False) -> Tensor:
-    """Draw as many images as a network needs to start from, like those of a store in shape and kind.
+def leaves_like(store: Store, count: int, seed: int = 0, progress: bool = False) -> Tensor:
+    """Draw images like those of a store in shape and kind.
 
     Returns
     -------
     Tensor
-        ``(COUNT, channel, height, width)`` of unit standard deviation (of each part, if complex), of equal brightness
-        as scans are in normalised units: the 99th percentile of each.
+        ``(count, channel, height, width)`` of unit standard deviation (of each part, if complex), and all of the same
+        99th percentile, as scans are in normalised units.
 
     Raises
     ------
@@ -99,11 +97,11 @@ def leaves_like(store: Store, seed: int = 0, progress: bool = False) -> Tensor:
     if len(store.image_shape) != 3:
         raise ConfigError(f"em_start 'leaves' makes up 2-D images; those of {store.path} are {store.image_shape[1:]}")
     channels, height, width = store.image_shape
-    images = dead_leaves(COUNT * channels, (height, width), seed, progress).reshape(COUNT, channels, height, width)
+    images = dead_leaves(count * channels, (height, width), seed, progress).reshape(count, channels, height, width)
     bright = images.flatten(1).quantile(0.99, dim=1)
     images = images / torch.where(bright > 0, bright, 1.0)[:, None, None, None]
     if store.is_complex:
-        images = images * smooth_phases(COUNT, (height, width), seed)[:, None]
+        images = images * smooth_phases(count, (height, width), seed)[:, None]
     return images / (torch.view_as_real(images) if images.is_complex() else images).std()
 
 

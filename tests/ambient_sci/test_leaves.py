@@ -11,16 +11,10 @@ from torch import Tensor
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets import Store, open_store, simulate
 from ambient_sci.errors import ConfigError
-from ambient_sci.methods import leaves
 from ambient_sci.methods.em import EMLearner, lap_starts
 from ambient_sci.methods.leaves import dead_leaves, leaves_like, mirrored, smooth_phases
 from ambient_sci.prior import Prior, build_denoiser
 from ambient_sci.training import train
-
-
-@pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leaves, "COUNT", 24)
 
 
 def test_an_image_depends_on_seed_and_number_alone() -> None:
@@ -76,12 +70,11 @@ def test_mirrored_moves_pixels_and_no_more() -> None:
     assert len(torch.unique(mirrored(wide, torch.Generator().manual_seed(0)).flatten(1), dim=0)) == 4
 
 
-@pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("operator", ["sense", "mask"])
 def test_they_are_like_the_images_of_a_store(tmp_path: Path, operator: str) -> None:
     images = np.random.default_rng(0).random((4, 16, 12))
     store = simulate(images, tmp_path / "scans.zarr", operator=operator, coils=4, acceleration=2, calibration=2)
-    made = leaves_like(store)
+    made = leaves_like(store, 24)
     assert made.shape == (24, *store.image_shape)
     assert made.is_complex() == store.is_complex
     parts = torch.view_as_real(made) if made.is_complex() else made
@@ -93,7 +86,7 @@ def test_they_are_like_the_images_of_a_store(tmp_path: Path, operator: str) -> N
 def test_volumes_are_refused(tmp_path: Path) -> None:
     store = simulate(np.random.default_rng(0).random((2, 6, 8, 8)), tmp_path / "scans.zarr", operator="mask")
     with pytest.raises(ConfigError, match=r"2-D images.*\(6, 8, 8\)"):
-        leaves_like(store)
+        leaves_like(store, 24)
 
 
 def _learner(store: Store, out: Path, small: dict[str, Any]) -> tuple[EMLearner, Prior]:
@@ -103,7 +96,6 @@ def _learner(store: Store, out: Path, small: dict[str, Any]) -> tuple[EMLearner,
     return EMLearner(config, store, False), Prior(denoiser, store.image_shape, store.is_complex, config, {}, 0)
 
 
-@pytest.mark.usefixtures("few")
 def test_a_training_starts_from_them_and_goes_on_with_samples(
     store_path: Path, tmp_path: Path, small: dict[str, Any]
 ) -> None:
@@ -114,7 +106,7 @@ def test_a_training_starts_from_them_and_goes_on_with_samples(
         return images.abs().flatten(1).max(1).values
 
     learner.prepare(0, prior)
-    made = brightest(leaves_like(store, learner.config.seed) * 0.3)
+    made = brightest(leaves_like(store, lap_starts(learner.config)[0], learner.config.seed) * 0.3)
     batch = learner.draw(generator)
     assert torch.isclose(brightest(batch.values[0])[:, None], made, rtol=1e-5).any(1).all()
     learner.prepare(lap_starts(learner.config)[0], prior)
@@ -123,7 +115,6 @@ def test_a_training_starts_from_them_and_goes_on_with_samples(
     assert torch.allclose(brightest(batch.values[0]), brightest(learner.images[batch.index]))
 
 
-@pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("lap", [False, True])
 def test_a_run_that_was_interrupted_goes_on_with_the_same_images(
     store_path: Path, tmp_path: Path, small: dict[str, Any], lap: bool
@@ -141,7 +132,6 @@ def test_a_run_that_was_interrupted_goes_on_with_the_same_images(
     assert torch.equal(*values)
 
 
-@pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("laps", [0, 1])
 def test_whole_trainings(store_path: Path, tmp_path: Path, small: dict[str, Any], laps: int) -> None:
     options = {**small, "em_start": "leaves", "laps": laps}
