@@ -23,7 +23,8 @@ its posterior. Operators of the small cases are applied as the matrices that the
 Squares of the first three have what chance would give on average taken off. Rows of MMPS whose conjugate gradients
 converge (``cg`` 64; Gaussians of 8 x 8) are without chance: the sampler is an affine map of its noise then, and what it
 makes of each unit vector gives mean and covariance. Multistep sampling with eta = 1 from 20 ``sigma_data`` down to 0.02
-or to a third of the noise, unless the method says otherwise. Particles are left out where they would take hours.
+or to a third of the noise, whichever is lower, unless the method says otherwise. Particles are left out where they would
+take hours, lower levels where the noise makes them as low anyway.
 """
 
 import argparse
@@ -110,10 +111,10 @@ class Case:
         """Of images."""
         return self.means.dtype
 
-    def levels(self, steps: int) -> Tensor:
-        """Noise levels for as many steps."""
+    def levels(self, steps: int, finest: float = FINEST) -> Tensor:
+        """Noise levels for as many steps, the lowest one in units of ``sigma_data``."""
         noise = float(self.measurement.noise_std.max())
-        return edm_levels(steps, min(FINEST * self.sigma_data, noise / 3), TOP * self.sigma_data)
+        return edm_levels(steps, min(finest * self.sigma_data, noise / 3), TOP * self.sigma_data)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Exact draws in coordinates, ``(count, n)``."""
@@ -249,13 +250,17 @@ CASES: dict[str, Callable[[], Case]] = {
 
 @dataclass(frozen=True)
 class Method:
-    """A posterior method and how it is sampled; ``cg`` are conjugate gradient iterations of each evaluation."""
+    """A posterior method and how it is sampled.
+
+    ``cg`` are conjugate gradient iterations of each evaluation, ``finest`` is the lowest noise level.
+    """
 
     name: str
     steps: int
     cg: int = 0
     solver: Solver = "multistep"
     eta: float = 1.0
+    finest: float = FINEST
 
     def denoiser(self, prior: Denoiser, m: Measurement) -> Denoiser:
         """Wrap the prior."""
@@ -272,13 +277,20 @@ class Method:
         small = math.prod(case.shape) == SIZE**2
         if self.name == "tds":
             return small and not case.dtype.is_complex and float(case.measurement.noise_std.max()) >= 0.03
+        if self.finest < FINEST and torch.equal(self.levels(case), case.levels(self.steps)):
+            return False
         return self.cg != CONVERGED or (small and len(case.weights) == 1)
+
+    def levels(self, case: Case) -> Tensor:
+        """Noise levels of a case."""
+        return case.levels(self.steps, self.finest)
 
     @property
     def label(self) -> str:
         """Name, and the sampler if it is not the usual one."""
         usual = self.solver == "multistep" and self.eta == 1
-        return self.name if usual else f"{self.name}, {self.solver}" + (f", eta {self.eta:g}" if self.eta else "")
+        sampler = "" if usual else f", {self.solver}" + (f", eta {self.eta:g}" if self.eta else "")
+        return self.name + sampler + (f", down to {self.finest:g}" if self.finest < FINEST else "")
 
 
 METHODS = (
@@ -289,6 +301,7 @@ METHODS = (
     Method("mmps", 32, 10),
     Method("mmps", 32, 30),
     Method("mmps", 32, CONVERGED),
+    Method("mmps", 32, CONVERGED, finest=0.005),
     Method("mmps", 16, CONVERGED, "heun", 0.0),
     Method("mmps", 32, CONVERGED, "multistep", 0.0),
     Method("mmps", 32, 30, "euler", 1.0),
@@ -315,7 +328,7 @@ def affine_moments(case: Case, method: Method) -> tuple[Tensor, Tensor]:
         return white.reshape(-1, *case.shape)
 
     posterior = method.denoiser(case.denoiser, case.measurement.repeat(len(blank)))
-    out = sample(posterior, noise, case.levels(method.steps), method.solver, method.eta).flatten(1)
+    out = sample(posterior, noise, method.levels(case), method.solver, method.eta).flatten(1)
     response = (out[1:] - out[0]).mT
     return out[0], response @ response.mH
 
@@ -324,7 +337,7 @@ def draws(case: Case, method: Method, count: int) -> Tensor:
     """Draw samples of a method, in coordinates."""
     g, times = stream(4), GUESSED if method.name == "tds" else 1
     like = torch.zeros(count * times, *case.shape, dtype=case.dtype)
-    m, levels = case.measurement.repeat(count), case.levels(method.steps)
+    m, levels = case.measurement.repeat(count), method.levels(case)
     if method.name == "tds":
         streams = [stream(5, swarm) for swarm in range(count)]
         images = twisted_sample(case.denoiser, m, times, lambda k: randn_like(like, g), levels, streams)
