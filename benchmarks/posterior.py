@@ -23,8 +23,8 @@ its posterior. Operators of the small cases are applied as the matrices that the
 Squares of the first three have what chance would give on average taken off. Rows of MMPS whose conjugate gradients
 converge (``cg`` 64; Gaussians of 8 x 8) are without chance: the sampler is an affine map of its noise then, and what it
 makes of each unit vector gives mean and covariance. Multistep sampling with eta = 1 from 20 ``sigma_data`` down to 0.02
-or to a third of the noise, whichever is lower, unless the method says otherwise. Particles are left out where they would
-take hours, lower levels where the noise makes them as low anyway.
+or to a third of the noise, whichever is lower, unless the method says otherwise. Particles are left out where they
+would take hours, lower levels where the noise makes them as low anyway.
 """
 
 import argparse
@@ -33,6 +33,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,15 +162,16 @@ def _operator(kind: str) -> LinearOperator:
     return Nufft(trajectories.radial(1, shape, 6, 2 * SIZE, g).double(), shape)
 
 
-def small_case(law: str, kind: str, noise: float) -> Case:
-    """Measure one image of a law (`benchmarks.learning.laws`)."""
+def small_case(law: str, kind: str, noise: float, scan: int = 0) -> Case:
+    """Measure one image of a law (`benchmarks.learning.laws`); other scans are of other images."""
     known = LAWS[f"{law}-complex" if kind in ("sense", "nufft") else law]
     A, dtype, shape = _operator(kind), known.means.dtype, (1, SIZE, SIZE)
     basis = torch.eye(SIZE**2, dtype=dtype).reshape(-1, *shape)
     matrix = A.repeat(SIZE**2)(basis).flatten(1).mT
     matrix = matrix[matrix.abs().sum(1) > 0]
-    y = matrix @ known.draw(1, stream(2)).flatten()
-    y = y + noise * randn_like(y, stream(3))
+    which = (scan,) if scan else ()
+    y = matrix @ known.draw(1, stream(2, *which)).flatten()
+    y = y + noise * randn_like(y, stream(3, *which))
     components = 2 if dtype.is_complex else 1
     means, roots, logs = [], [], []
     for weight, mean, covariance in zip(known.weights, known.means, known.covariances.to(dtype), strict=True):
@@ -233,18 +235,18 @@ def large_case(noise: float, size: int = 64) -> Case:
     )
 
 
-CASES: dict[str, Callable[[], Case]] = {
+CASES: dict[str, Callable[..., Case]] = {
     **{
-        f"gaussian-{kind}-{noise:g}": lambda kind=kind, noise=noise: small_case("gaussian", kind, noise)  # type: ignore[misc]
+        f"gaussian-{kind}-{noise:g}": partial(small_case, "gaussian", kind, noise)
         for kind in ("mask", "rows", "sense", "nufft")
         for noise in (0.3, 0.03, 0.001)
     },
     **{
-        f"mixture-{kind}-{noise:g}": lambda kind=kind, noise=noise: small_case("mixture", kind, noise)  # type: ignore[misc]
+        f"mixture-{kind}-{noise:g}": partial(small_case, "mixture", kind, noise)
         for kind in ("mask", "rows")
         for noise in (0.3, 0.03)
     },
-    "gaussian-fourier-4096-0.1": lambda: large_case(0.1),
+    "gaussian-fourier-4096-0.1": partial(large_case, 0.1),
 }
 
 
@@ -478,8 +480,8 @@ def main(argv: list[str] | None = None) -> None:
         new = [measure(name, case, method, count) for method in tqdm(some, desc=name, leave=False)]
         rows = [row for row in rows if row["case"] != name] + new
         rows.sort(key=lambda row: list(CASES).index(row["case"]))
-        with replacing(options.results) as partial:  # case by case, for a run that is interrupted
-            partial.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+        with replacing(options.results) as unfinished:  # case by case, for a run that is interrupted
+            unfinished.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     write_section(options.readme, "posterior", table(rows))
 
 

@@ -26,7 +26,7 @@ def peers(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def _scan(peers: Any, name: str, count: int, origin: float, unit: float) -> Any:
     case = peers.CASES[name]()
-    return peers.Scaled(case, count, peers.Counted(case.denoiser), origin, unit)
+    return peers.Scaled([case], count, peers.Counted(case.denoiser), origin, unit)
 
 
 @pytest.mark.parametrize(("name", "pixels"), [("gaussian-mask-0.03", True), ("gaussian-rows-0.03", False)])
@@ -60,6 +60,38 @@ def test_passes_of_every_method_are_counted(peers: Any) -> None:
         assert prior.passes == passes
 
 
+def test_each_scan_is_sampled_given_its_own_data(peers: Any) -> None:
+    """Means are those known in closed form, whose distance between the scans is many times as large."""
+    setting, name = {"cg": 30, "eta": 1.0}, "gaussian-rows-0.03"
+    drawn, row = peers.run(name, peers.SAMPLERS[0], setting, 16, (1, 2), 100)
+    assert row["passes"] <= 16 * 31
+    exact = [peers.CASES[name](scan).moments()[0] for scan in (1, 2)]
+    assert (exact[0] - exact[1]).norm() > 0.3 * exact[0].norm()
+    for each, mean in zip(drawn, exact, strict=True):
+        assert each.shape == (100, 64)
+        assert (each.mean(0) - mean).norm() < 0.05 * mean.norm()
+
+
+def test_settings_are_chosen_by_other_scans(peers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of exact draws that are moved, those that are moved least are left after both rounds; infinite ones never are."""
+    name, tried = "gaussian-rows-0.03", []
+
+    def draw(scan: Any, steps: int, shift: float) -> Any:
+        tried.append(shift)
+        exact = [case.draw(scan.times, torch.Generator().manual_seed(k)) for k, case in enumerate(scan.cases)]
+        measured = scan.y
+        assert not any(torch.equal(measured[0], peers.CASES[name](k).measurement.y[0]) for k in peers.SCORED)
+        return torch.cat(exact).reshape(scan.shape) + shift
+
+    shifts = (0.3, float("inf"), 0.1, 0.0, 0.5, 0.2)
+    settings = tuple({"shift": shift} for shift in shifts)
+    sampler = peers.Sampler(peers.OURS, draw, lambda setting: 1, settings)
+    monkeypatch.setattr(peers, "TUNING", ((16, 2), (32, 1)))
+    assert peers.choose(name, sampler, 10) == {"shift": 0.0}
+    assert len(tried) == len(shifts) + 2
+    assert set(tried[len(shifts) :]) == {0.0, 0.1}
+
+
 def _row(budget: int, method: str, distance: float, seconds: float = 1.0) -> dict[str, Any]:
     return {"budget": budget, "method": method, "sliced": distance, "sliced_floor": 0.1, "seconds": seconds}
 
@@ -88,7 +120,8 @@ def test_verdicts(peers: Any) -> None:
 def test_without_peers_their_lines_say_so(peers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers.torch, "set_num_threads", lambda count: None)
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: name == "ambient_sci" or None)
-    monkeypatch.setattr(peers, "TUNING", 20)
+    monkeypatch.setattr(peers, "TUNING", ((4, 2), (8, 1)))
+    monkeypatch.setattr(peers, "SCORED", range(5, 7))
     results, readme = tmp_path / "peers.json", tmp_path / "README.md"
     readme.write_text("before\n<!-- posterior-peers -->\nold\n<!-- /posterior-peers -->\nafter\n")
     paths = ["--results", str(results), "--readme", str(readme)]
@@ -113,7 +146,7 @@ def test_azula_reaches_the_exact_posterior(peers: Any) -> None:
     pytest.importorskip("azula", exc_type=ImportError)
     (sampler,) = (each for each in peers.SAMPLERS if each.name == "azula, MMPS")
     setting = {"schedule": "VE", "iterations": 20, "sampler": "DDIMSampler", "eta": 1.0}
-    drawn, row = peers.run("gaussian-rows-0.03", sampler, setting, 200, 400)
+    (drawn,), row = peers.run("gaussian-rows-0.03", sampler, setting, 200, [0], 400)
     assert row["passes"] == sampler.passes(setting) * 200
     scores = peers.scores(peers.CASES["gaussian-rows-0.03"](), drawn)
     assert scores["mean_error"] < 0.01
