@@ -371,7 +371,7 @@ def choose(name: str, sampler: Sampler, budget: int) -> dict[str, Any]:
 
 def measure(name: str, sampler: Sampler, budget: int, count: int) -> dict[str, Any]:
     """Row of the settings that did best, ``count`` samples of each scan."""
-    row = {"case": name, "method": sampler.name, "budget": budget}
+    row = {"case": name, "method": sampler.name, "budget": budget, "scans": len(SCORED), "samples": count}
     if not sampler.installed:
         return row | {"missing": sampler.package}
     setting = choose(name, sampler, budget)
@@ -433,13 +433,14 @@ def table(results: dict[str, Any]) -> str:
             cells = [row["budget"], row["method"], setting, row["steps"], *numbers]
             lines.append(f"| {' | '.join(map(str, cells))} |")
         floor = next(row for row in mine if "sliced_floor" in row)
-        lines += ["", f"As many exact draws: {floor['sliced_floor']:.3f} sliced, {floor['c2st_floor']:.3f} C2ST.", ""]
+        drawn = f"{floor['samples']} samples of each of {floor['scans']} scans"
+        exact = f"as many exact draws: {floor['sliced_floor']:.3f} sliced, {floor['c2st_floor']:.3f} C2ST"
+        lines += ["", f"{drawn}; {exact}.", ""]
         for text, met in verdicts(mine):
             lines.append(f"- {text}: {'not judged' if met is None else 'met' if met else 'NOT met'}")
         lines.append("")
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    samples = f"{results['samples']} samples of each of {len(SCORED)} scans"
-    return "\n".join([*lines, f"{samples}, one thread; {versions}; {results['machine']}.", ""])
+    return "\n".join([*lines, f"One thread; {versions}; {results['machine']}.", ""])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -472,7 +473,6 @@ def main(argv: list[str] | None = None) -> None:
         rows = [row for row in rows if row["case"] != name] + new
         rows.sort(key=lambda row: list(CASES).index(row["case"]))
         results = {
-            "samples": options.samples,
             "machine": machine_description("cpu"),
             "versions": {name: found for name in PACKAGES if (found := installed_version(name))},
             "rows": rows,

@@ -59,6 +59,18 @@ def test_exact_methods_have_no_error(benchmark: Any) -> None:
     assert wrong["c2st"] > 0.8
 
 
+def test_lowest_levels(benchmark: Any) -> None:
+    """In units of the spread of images, and never above a third of the noise, which may be lower than a lower one."""
+    usual, lower = benchmark.Method("mmps", 8, 3), benchmark.Method("mmps", 8, 3, finest=0.005)
+    noisy, clean = (benchmark.CASES[f"gaussian-mask-{noise}"]() for noise in ("0.3", "0.001"))
+    spread = 0.25 * math.sqrt(1.001)  # of the law
+    assert float(usual.levels(noisy)[-2]) == pytest.approx(0.02 * spread)
+    assert float(lower.levels(noisy)[-2]) == pytest.approx(0.005 * spread)
+    assert float(usual.levels(clean)[-2]) == pytest.approx(0.001 / 3)
+    assert [method.fits(case) for case in (noisy, clean) for method in (usual, lower)] == [True, True, True, False]
+    assert usual.label != lower.label
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 def test_classifier_is_as_good_as_the_best_one(benchmark: Any, dtype: torch.dtype) -> None:
     """Gaussians of one law, of two means, and of two spreads, for which the best classifier's accuracy is known."""
