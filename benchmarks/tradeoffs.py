@@ -47,7 +47,8 @@ from tqdm.auto import tqdm
 
 from ambient_sci import TrainConfig, audit_prior, open_store, train
 from ambient_sci.audit import infer_membership
-from ambient_sci.audit.scans import MOST, Scans, spread
+from ambient_sci.audit.comparison import Comparison
+from ambient_sci.audit.scans import MOST, Scans, split, spread
 from ambient_sci.datasets import Store, simulate
 from ambient_sci.evaluate import nrmse
 from ambient_sci.plot import INK, MUTED
@@ -237,24 +238,12 @@ def score(kind: Kind, prior: Prior, known: Store, others: Store, fixed: Store, s
     return values
 
 
-@dataclass(frozen=True)
-class _Elsewhere(Prior):
-    """An ambient prior that draws through the operators of other scans than it is asked to."""
-
-    others: Store
-
-    def sample(self, count: int, *arguments: Any, **options: Any) -> Tensor:
-        operator = self.others.read(np.arange(count) % len(self.others)).operator.to(self.device)
-        steps, solver, seed = arguments[:3]
-        return Prior.sample(self, count, steps, solver, seed, operator, **options)
-
-
 def copies_elsewhere(prior: Prior, known: Store, others: Store, seed: int) -> float:
     """Part of near-copies, on what was measured, among images of an ambient prior drawn through held-out operators."""
-    elsewhere = _Elsewhere(**vars(prior), others=others)
-    options: dict[str, Any] = {"count": AUDITED, "spaces": ["measured"], "steps": STEPS, "seed": seed}
-    found = audit_prior(elsewhere, known, others, progress=False, **options)
-    return float(found.dataset["copy"].mean())
+    training, held = split(prior, known, others)
+    drawn = draw(prior, others.path, AUDITED, STEPS)
+    found = Comparison(prior, training, held, ["measured"], None, drawn, seed, progress=False)
+    return float(found.dataset(held.scans, {})["copy"].mean())
 
 
 def _error(prior: Prior, store: Store) -> float:
@@ -330,9 +319,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         for (method, level, scans), same in sorted(_cells(some).items()):
             cells = [_cell(same, key, text) for key, (_, text) in COLUMNS.items()]
             lines.append(f"| {method} | {level:g} | {scans:,} | " + " | ".join(cells) + " |")
-        seeds = sorted({len(same) for same in _cells(some).values()})
+        counts = sorted({len(same) for same in _cells(some).values()})
+        seeds = "one seed" if counts == [1] else f"{' or '.join(map(str, counts))} seeds"
         shown = " or ".join(f"{count:,}" for count in sorted({row["budget"] for row in some}))
-        lines += ["", f"{shown} images shown in each training, {' or '.join(map(str, seeds))} seed(s) a row."]
+        lines += ["", f"{shown} images shown in each training, {seeds} a row."]
         if clean := [row for row in some if "frechet_floor" in row]:
             floors = {key: np.mean([row[f"{key}_floor"] for row in clean]) for key in ("frechet", "sliced_wasserstein")}
             said = ", ".join(f"{COLUMNS[key][0]} {COLUMNS[key][1].format(value)}" for key, value in floors.items())
