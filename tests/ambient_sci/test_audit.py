@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import xarray
 from torch import Tensor, nn
 
 import ambient_sci
-from ambient_sci import cli
+from ambient_sci import cli, train
 from ambient_sci.audit import PriorAudit, audit_prior, infer_membership
 from ambient_sci.audit.comparison import chance, remeasure
 from ambient_sci.audit.figure import audit_figure
@@ -545,6 +546,56 @@ def test_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     m = made.read(slice(9, 12))
     torch.testing.assert_close(m.y[1:], m.y[:1].expand(2, 1, 16, 16))
     assert (tmp_path / "pixels.png").exists()
+
+
+def test_the_benchmark_of_images_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blobs: Any) -> None:
+    """Few, many and held-out images are different ones, and the network of measurements has seen no image."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    benchmark = importlib.import_module("benchmarks.audit")
+    every = blobs(48).astype(np.float32)
+    read, learned_from = Store.references, []
+
+    def splits(data: Path) -> Any:
+        return benchmark.Splits(every[:30], every[30:36], every[36:])
+
+    def guarded(config: TrainConfig) -> Prior:
+        def references(store: Store, indices: Any) -> Tensor:
+            assert config.method == "oracle", f"{config.method} asked for the images of {store.path}"
+            return read(store, indices)
+
+        learned_from.append(config.store.name)
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "references", references)
+            return train(config, progress=False)
+
+    kind = replace(benchmark.KINDS["digits"], images=benchmark.given(splits))
+    monkeypatch.setitem(benchmark.KINDS, "digits", kind)
+    monkeypatch.setattr(benchmark, "train", guarded)
+    monkeypatch.setattr(benchmark, "audit_prior", partial(audit_prior, steps=3, progress=False))
+
+    def command(*options: Any) -> None:
+        sizes = ("--images", 16, "--scans", 10, "--many", 20, "--held-out", 18, "--count", 4, "--out", tmp_path)
+        monkeypatch.setattr(sys, "argv", ["audit", "--of", "digits", *map(str, (*sizes, *options))])
+        benchmark.main()
+
+    with pytest.raises(SystemExit, match="--data is needed"):
+        command()
+    with pytest.raises(SystemExit, match="30 images to learn from, and 18 others"):
+        command("--data", tmp_path, "--many", 21)
+    with pytest.raises(SystemExit):
+        command("--data", tmp_path, "--only", "planted, oracle")  # nothing is planted
+    assert learned_from == []
+    command("--data", tmp_path)
+    assert learned_from == ["many.zarr", "few.zarr"] * 2
+    numbers = json.loads((tmp_path / "audit.json").read_text())["pixels"]
+    attacks = {name: sorted(found["membership"]["attacks"]) for name, found in numbers.items()}
+    assert [len(attacks[name]) for name in ("many, oracle", "many, ambient", "few, oracle", "few, ambient")] == [
+        1, 1, 2, 2,
+    ]  # fmt: skip
+    shown = [open_store(tmp_path / f"{name}.zarr").references(slice(None)) for name in ("few", "many", "held-out")]
+    assert [len(some) for some in shown] == [10, 20, 18]
+    assert len(torch.cat(shown).flatten(1).unique(dim=0)) == len(every)
+    assert (torch.cdist(shown[2].flatten(1), torch.from_numpy(every[30:]).flatten(1)).amin(1) < 1e-5).all()
 
 
 def test_it_is_a_name_of_the_package() -> None:
