@@ -115,7 +115,7 @@ KINDS = {
 }  # fmt: skip
 
 
-def measured(images: Images, path: Path, seed: int, measure: dict[str, Any]) -> Store:
+def measured(images: Images, path: Path, seed: int, measure: dict[str, Any] = HALF) -> Store:
     """Measure images, or open what was measured before."""
     return open_store(path) if path.exists() else simulate(images, path, seed=seed, **measure)
 
