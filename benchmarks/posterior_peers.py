@@ -11,9 +11,8 @@ with the range :math:`[c, c + a]` (or :math:`c \pm a`) of 4096 images of the law
 met. azula's :math:`x_t = \alpha_t v + \sigma_t n` is denoised as :math:`D_v(x_t / \alpha_t, \sigma_t / \alpha_t)`.
 
 A budget is of passes through the denoiser, forward or backward, for each image: a product with its Jacobian costs one.
-Every method has the settings among those listed here that did best (by ``sliced``) on four other scans: all of them are
-tried with 32 samples of each, and the best four of these with 128. It takes as many steps as the budget has room for.
-They run one after the other on one thread. What counts:
+Every method has the settings among those listed here that did best (by ``sliced``) on eight other scans: all are tried
+with 16 samples of each, and the best four of these with 64. It takes as many steps as the budget has room for. They run one after the other on one thread. What counts:
 
 - **as accurate**: the sliced distance of ours is at most that of the best peer with this budget, or at most 1.1 times
   that of as many exact draws, from which none can be told apart then,
@@ -55,8 +54,8 @@ SHOWN = ("gaussian-mask-0.03", "gaussian-rows-0.03", "mixture-mask-0.3")
 BUDGETS, LEAST = (32, 100, 1000), 12
 REFERENCE, REFERENCE_STEPS = "deepinv, DPS", 1000
 OURS = "ambient-sci, MMPS"
-TUNED, SCORED = range(1, 5), range(5, 13)  # scans
-TUNING = ((32, 4), (128, 1))  # samples of each scan, and how many of the settings are left after it
+TUNED, SCORED = range(1, 9), range(9, 17)  # scans
+TUNING = ((16, 4), (64, 1))  # samples of each scan, and how many of the settings are left after it
 CHANCE, TIMES = 1.1, 2.0  # of the distance of exact draws; as fast
 SCHEDULES = ("VP", "Rectified", "VE")  # of azula: the default, that of its tutorials, and one as ours
 PACKAGES = ("torch", "deepinv", "azula")
@@ -433,7 +432,7 @@ def table(results: dict[str, Any]) -> str:
             cells = [row["budget"], row["method"], setting, row["steps"], *numbers]
             lines.append(f"| {' | '.join(map(str, cells))} |")
         floor = next(row for row in mine if "sliced_floor" in row)
-        drawn = f"{floor['samples']} samples of each of {floor['scans']} scans"
+        drawn = f"{floor['samples']} samples of each scan, scans: {floor['scans']}"
         exact = f"as many exact draws: {floor['sliced_floor']:.3f} sliced, {floor['c2st_floor']:.3f} C2ST"
         lines += ["", f"{drawn}; {exact}.", ""]
         for text, met in verdicts(mine):
