@@ -12,7 +12,8 @@ met. azula's :math:`x_t = \alpha_t v + \sigma_t n` is denoised as :math:`D_v(x_t
 
 A budget is of passes through the denoiser, forward or backward, for each image: a product with its Jacobian costs one.
 Every method has the settings among those listed here that did best (by ``sliced``) on eight other scans: all are tried
-with 16 samples of each, and the best four of these with 64. It takes as many steps as the budget has room for. They run one after the other on one thread. What counts:
+with 16 samples of each, and the best four of these with 64. It takes as many steps as the budget has room for. They run
+one after the other on one thread. What counts:
 
 - **as accurate**: the sliced distance of ours is at most that of the best peer with this budget, or at most 1.1 times
   that of as many exact draws, from which none can be told apart then,
