@@ -173,4 +173,5 @@ def test_links_lead_somewhere(page: Path) -> None:
         target, _, anchor = link.partition("#")
         there = page.parent / target if target else page
         assert there.exists(), link
+        assert there.is_dir() or there.stat().st_size, f"{link} is empty"
         assert not anchor or anchor in anchors(there), link
