@@ -140,9 +140,10 @@ def check_step(losses: Tensor, norm: float, batch: Batch, state: State, config: 
         return
     wrong = batch.index[~torch.isfinite(losses).cpu()]
     what = f"the loss became {float(losses.mean())}" if len(wrong) else f"the gradient's norm became {norm:.3g}"
-    scans = ", ".join(map(str, (wrong if len(wrong) else batch.index).tolist()))
+    scans = [scan for scan in (wrong if len(wrong) else batch.index).tolist() if scan >= 0]
+    where = f"on scans {', '.join(map(str, scans))}" if scans else "on images of no scan"
     kept = f"the checkpoint of {state.saved} images is kept in {config.out}" if state.saved else "nothing is kept"
     raise DataError(
-        f"{what} after {state.seen} images, on scans {scans}; {kept}. "
-        f"Try a learning rate below {config.peak_rate:g}, or look at these scans"
+        f"{what} after {state.seen} images, {where}; {kept}. "
+        f"Try a learning rate below {config.peak_rate:g}, or look at these images"
     )

@@ -208,6 +208,8 @@ def _resolve(config: TrainConfig, store: Store, device: torch.device) -> TrainCo
         update["em_start"] = "tv"  # with a pretrained model the measurements tell, when there is a model
     if config.em_start == "prior" and config.pretrained is None:
         raise ConfigError("em_start 'prior' takes images from a pretrained model: it needs pretrained")
+    if config.em_start == "leaves" and (config.start_from or config.pretrained):
+        raise ConfigError("em_start 'leaves' is for a new network: it does not go with start_from or pretrained")
     if config.learning_rate is None:
         begins = config if config.start_from is None else earlier_options(config.start_from)
         pretrained = config.pretrained or begins.pretrained

@@ -13,7 +13,7 @@ from ambient_sci.errors import ConfigError
 
 __all__ = ["CLEAN", "clean_images", "normalised_references"]
 
-CLEAN = -1  # in the place of a scan's number in a batch
+CLEAN = -1  # in the place of a scan's number in a batch, for images that are of none
 
 
 def normalised_references(store: Store) -> Tensor:

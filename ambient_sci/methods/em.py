@@ -44,7 +44,8 @@ from ambient_sci.datasets.store import Store
 from ambient_sci.distributed import agree, share_out
 from ambient_sci.errors import ConfigError, DataError
 from ambient_sci.measurement import Measurement
-from ambient_sci.methods.base import ImageLearner
+from ambient_sci.methods.base import Batch, ImageLearner
+from ambient_sci.methods.clean import CLEAN
 from ambient_sci.methods.leaves import leaves_like, mirrored
 from ambient_sci.methods.power import match_power
 from ambient_sci.methods.starts import TUNED, chunks_of, every_scan, regularisation, starting_images
@@ -84,6 +85,9 @@ class EMLearner(ImageLearner):
         if self.leaves is None:
             return super().pick(scans, generator)
         return mirrored(self.leaves[torch.randint(len(self.leaves), scans.shape, generator=generator)], generator)
+
+    def _batch(self, index: Tensor, generator: torch.Generator) -> Batch:
+        return super()._batch(index if self.leaves is None else torch.full_like(index, CLEAN), generator)
 
     def scans(self) -> NDArray[np.int64]:
         """Those that have posterior samples; before the first lap all, which have reconstructions."""

@@ -1,6 +1,7 @@
 """Made-up images: what photographs have in common, and what expectation-maximisation starts from."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,13 @@ from torch import Tensor
 
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets import Store, open_store, simulate
-from ambient_sci.errors import ConfigError
+from ambient_sci.errors import ConfigError, DataError
+from ambient_sci.methods.base import Batch
+from ambient_sci.methods.clean import CLEAN
 from ambient_sci.methods.em import EMLearner, lap_starts
 from ambient_sci.methods.leaves import dead_leaves, leaves_like, mirrored, smooth_phases
 from ambient_sci.prior import Prior, build_denoiser
+from ambient_sci.steps import check_step
 from ambient_sci.training import train
 
 
@@ -108,6 +112,7 @@ def test_a_training_starts_from_them_and_goes_on_with_samples(
     learner.prepare(0, prior)
     made = brightest(leaves_like(store, lap_starts(learner.config)[0], learner.config.seed) * 0.3)
     batch = learner.draw(generator)
+    assert (batch.index == CLEAN).all()  # of no scan
     assert torch.isclose(brightest(batch.values[0])[:, None], made, rtol=1e-5).any(1).all()
     learner.prepare(lap_starts(learner.config)[0], prior)
     assert learner.images is not None
@@ -133,7 +138,29 @@ def test_a_run_that_was_interrupted_goes_on_with_the_same_images(
 
 
 @pytest.mark.parametrize("laps", [0, 1])
-def test_whole_trainings(store_path: Path, tmp_path: Path, small: dict[str, Any], laps: int) -> None:
-    options = {**small, "em_start": "leaves", "laps": laps}
-    prior = train(TrainConfig(store=store_path, out=tmp_path / "run", **options), progress=False)
-    assert prior.config.em_start == "leaves"
+def test_without_a_lap_nothing_is_learned_from_scans(
+    tmp_path: Path, small: dict[str, Any], blobs: Any, laps: int
+) -> None:
+    priors = []
+    for seed in (0, 1):
+        store = simulate(blobs(16, seed=seed), tmp_path / f"{seed}.zarr", acceleration=2, calibration=4, coils=3)
+        options = {**small, "em_start": "leaves", "laps": laps, "sigma_data": 0.3}
+        priors.append(train(TrainConfig(store=store.path, out=tmp_path / f"run-{seed}", **options), progress=False))
+    first, second = (prior.denoiser.state_dict() for prior in priors)
+    assert all(torch.equal(first[name], second[name]) for name in first) == (laps == 0)
+
+
+def test_they_are_for_a_new_network(store_path: Path, tmp_path: Path, small: dict[str, Any]) -> None:
+    options = {**small, "store": store_path, "out": tmp_path / "run", "em_start": "leaves"}
+    for earlier in ({"start_from": tmp_path / "earlier"}, {"pretrained": "owner/name"}):
+        with pytest.raises(ConfigError, match="'leaves' is for a new network"):
+            train(TrainConfig(**options, **earlier), progress=False)
+
+
+def test_a_diverging_step_names_no_scan(tmp_path: Path, small: dict[str, Any]) -> None:
+    config = TrainConfig(store=tmp_path, out=tmp_path / "run", **small)
+    state: Any = SimpleNamespace(seen=16, saved=0)
+    losses = torch.tensor([1.0, torch.nan])
+    for index, said in (([CLEAN, CLEAN], "on images of no scan;"), ([4, 7], "on scans 7;")):
+        with pytest.raises(DataError, match=said):
+            check_step(losses, float("nan"), Batch(torch.tensor(index), ()), state, config)
