@@ -22,8 +22,8 @@ its posterior. Operators of the small cases are applied as the matrices that the
 
 Squares of the first three have what chance would give on average taken off. Rows of MMPS whose conjugate gradients
 converge (``cg`` 64; Gaussians of 8 x 8) are without chance: the sampler is an affine map of its noise then, and what it
-makes of each unit vector gives mean and covariance. Multistep sampling with eta = 1 from 20 ``sigma_data`` down to 0.02
-or to a third of the noise, whichever is lower, unless the method says otherwise. Particles are left out where they
+makes of an orthonormal basis gives mean and covariance. Multistep sampling with eta = 1 from 20 ``sigma_data`` down to
+0.01 or to a third of the noise, whichever is lower, unless the method says otherwise. Particles are left out where they
 would take hours, lower levels where the noise makes them as low anyway.
 """
 
@@ -73,7 +73,7 @@ __all__ = [
 
 ROOT = Path(__file__).parent
 CONVERGED, TOLERANCE = 64, 1e-4
-TOP, FINEST = 20.0, 0.02  # in units of sigma_data
+TOP, FINEST = 20.0, 0.01  # in units of sigma_data
 GUESSED = 16  # particles
 
 
@@ -318,20 +318,18 @@ METHODS = (
 def affine_moments(case: Case, method: Method) -> tuple[Tensor, Tensor]:
     """Mean and covariance of what a sampler makes of a Gaussian when every step is affine, without chance.
 
-    The first of a batch sees no noise, and each other one a unit vector in place of the noise of one step.
+    The first of a batch sees no noise, and the others what all steps draw, turned so that they are orthogonal. They are
+    as long as draws are: solves that guard against what no draw has are not met with it.
     """
     n = math.prod(case.shape)
     stages = method.steps if method.eta > 0 else 1
-    blank = torch.zeros(1 + stages * n, n, dtype=case.dtype)
-
-    def noise(k: int) -> Tensor:
-        white = blank.clone()
-        white[1 + k * n : 1 + (k + 1) * n] = torch.eye(n, dtype=case.dtype)
-        return white.reshape(-1, *case.shape)
-
-    posterior = method.denoiser(case.denoiser, case.measurement.repeat(len(blank)))
-    out = sample(posterior, noise, method.levels(case), method.solver, method.eta).flatten(1)
-    response = (out[1:] - out[0]).mT
+    size = stages * n
+    turned = torch.linalg.qr(randn_like(torch.zeros(size, size, dtype=case.dtype), stream(6)))[0]
+    noises = torch.cat([torch.zeros_like(turned[:1]), size**0.5 * turned]).reshape(-1, stages, *case.shape)
+    posterior = method.denoiser(case.denoiser, case.measurement.repeat(1 + size))
+    levels = method.levels(case)
+    out = sample(posterior, lambda k: noises[:, k], levels, method.solver, method.eta).flatten(1)
+    response = (out[1:] - out[0]).mT / size**0.5
     return out[0], response @ response.mH
 
 

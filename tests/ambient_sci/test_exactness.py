@@ -276,16 +276,13 @@ def test_mmps_reproduces_a_gaussian_posterior(kind: str, solver: str, eta: float
 def affine_moments(method: Denoiser, levels: Tensor, eta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Mean and covariance of what the multistep sampler makes of a Gaussian, without chance.
 
-    Every step is affine in the noise: the first of the batch sees none, each other one a unit vector at one step.
+    Every step is affine in the noise: the first of the batch sees none, the others orthogonal draws for all steps.
     """
-
-    def noise(k: int) -> Tensor:
-        white = torch.zeros(1 + stages(levels, eta) * N, N, dtype=dtype)
-        white[1 + k * N : 1 + (k + 1) * N] = torch.eye(N, dtype=dtype)
-        return white.reshape(-1, *SHAPE)
-
-    out = sample(method, noise, levels, "multistep", eta).flatten(1)
-    response = (out[1:] - out[0]).mT
+    size, generator = stages(levels, eta) * N, torch.Generator().manual_seed(5)
+    turned = torch.linalg.qr(randn_like(torch.zeros(size, size, dtype=dtype), generator))[0]
+    noises = torch.cat([torch.zeros_like(turned[:1]), size**0.5 * turned]).reshape(1 + size, -1, *SHAPE)
+    out = sample(method, lambda k: noises[:, k], levels, "multistep", eta).flatten(1)
+    response = (out[1:] - out[0]).mT / size**0.5
     return out[0], response @ response.mH
 
 
@@ -299,12 +296,13 @@ def stages(levels: Tensor, eta: float) -> int:
         *((kind, noise, 1.0) for kind in ("mask", "gaussian", "sense") for noise in (1.0, 0.003)),
         ("fourier", 0.1, 1.0),
         ("nufft", 0.1, 1.0),
-        # a hundredth of the prior's spread is left in some directions: renewed noise would widen it by a seventh
+        # a hundredth of the prior's spread is left in some directions
+        ("nufft", 0.003, 1.0),
         ("nufft", 0.003, 0.0),
     ],
 )
 def test_mmps_is_within_percents_of_exact_at_32_steps(kind: str, noise: float, eta: float) -> None:
-    """Mean within 1%, standard deviations within 3%, where the solves are accurate."""
+    """Mean within 1%, standard deviations within 2%, where the solves are accurate."""
     generator = torch.Generator().manual_seed(12)
     operator = OPERATORS[kind](generator) if kind in OPERATORS else spokes()
     dtype = torch.complex128 if kind in ("fourier", "sense", "nufft") else torch.float64
@@ -318,12 +316,12 @@ def test_mmps_is_within_percents_of_exact_at_32_steps(kind: str, noise: float, e
     exact = offset + posterior @ matrix.mH @ (y - matrix @ offset) / noise**2
 
     m = Measurement(y[None], Matrix(matrix[None], SHAPE), noise)
-    levels = edm_levels(32, min(0.02, noise / 3), 20.0)
+    levels = edm_levels(32, min(0.01, noise / 4), 20.0)
     method = MMPS(prior, m.repeat(1 + stages(levels, eta) * N), iterations=40, tolerance=1e-5)
     mean, spread = affine_moments(method, levels, eta, dtype)
     assert (mean - exact).norm() < 0.01 * exact.norm()
     found, wanted = spread.diagonal().real.sqrt(), posterior.diagonal().real.sqrt()
-    assert (found - wanted).norm() < 0.03 * wanted.norm()
+    assert (found - wanted).norm() < 0.02 * wanted.norm()
     # the comparison tells: without the data all of it is far off
     assert (offset - exact).norm() > 0.1 * exact.norm()
     assert (covariance.diagonal().sqrt() - wanted).norm() > 0.06 * wanted.norm()
@@ -331,6 +329,19 @@ def test_mmps_is_within_percents_of_exact_at_32_steps(kind: str, noise: float, e
 
 def spokes() -> LinearOperator:
     return Nufft(radial(1, (4, 4), 3, 8, torch.Generator().manual_seed(0)).double(), (4, 4))
+
+
+def test_multistep_samples_keep_the_spread_of_any_scan() -> None:
+    """The factor of extrapolation: without it, renewed noise widens spreads by 6% in 16 steps."""
+    spreads = torch.tensor([0.1, 0.2, 0.5, 1.0, 2.0], dtype=torch.float64)
+    shape = (1, 1, len(spreads))
+    prior = GaussianDenoiser(torch.zeros(shape, dtype=torch.float64), torch.diag(spreads**2))
+    for steps, off in ((16, 0.03), (32, 0.012)):
+        levels = edm_levels(steps, 0.01, 20.0)
+        noises = torch.eye(steps, dtype=torch.float64)[..., None, None, None].expand(-1, -1, *shape)
+        out = sample(prior, lambda k, noises=noises: noises[k], levels, "multistep", 1.0)
+        ratio = out.square().sum(0).sqrt().flatten() / spreads
+        assert (ratio - 1).abs().max() < off
 
 
 def test_first_order_steps_narrow_the_spread() -> None:
@@ -346,4 +357,4 @@ def test_first_order_steps_narrow_the_spread() -> None:
         out = sample(prior, lambda k: noises[k].reshape(-1, *SHAPE), levels, solver, 1.0).flatten(1)  # type: ignore[arg-type]
         total[solver] = float(out.square().sum() / covariance.trace())
     assert total["euler"] < 0.85
-    assert abs(total["multistep"] - 1) < 0.05
+    assert abs(total["multistep"] - 1) < 0.015

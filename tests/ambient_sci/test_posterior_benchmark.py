@@ -64,7 +64,7 @@ def test_lowest_levels(benchmark: Any) -> None:
     usual, lower = benchmark.Method("mmps", 8, 3), benchmark.Method("mmps", 8, 3, finest=0.005)
     noisy, clean = (benchmark.CASES[f"gaussian-mask-{noise}"]() for noise in ("0.3", "0.001"))
     spread = 0.25 * math.sqrt(1.001)  # of the law
-    assert float(usual.levels(noisy)[-2]) == pytest.approx(0.02 * spread)
+    assert float(usual.levels(noisy)[-2]) == pytest.approx(0.01 * spread)
     assert float(lower.levels(noisy)[-2]) == pytest.approx(0.005 * spread)
     assert float(usual.levels(clean)[-2]) == pytest.approx(0.001 / 3)
     assert [method.fits(case) for case in (noisy, clean) for method in (usual, lower)] == [True, True, True, False]
