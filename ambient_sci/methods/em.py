@@ -77,6 +77,8 @@ class EMLearner(ImageLearner):
     def first_images(self) -> Tensor:
         """Reconstructions to start from."""
         kind = self.config.em_start or "tv"
+        if kind == "leaves" and not self.starts:
+            return torch.zeros(0, *self.store.image_shape)  # nothing is learned but leaves
         images = starting_images(self.store, "tv" if kind == "leaves" else kind, self.config.seed, self.progress)
         return self._matched(images, super().scans())
 
