@@ -23,7 +23,7 @@ process; what extrapolation adds to it is its missing spread and nothing else. O
 the factor of :math:`h / 2 h'` that adds as much as is missing, with equal steps, is :math:`2 / (1 + e^{-h})` at levels
 far below :math:`\sqrt \lambda` and :math:`e^{-2 h}` far above. One for all levels cannot be exact. Without any, spreads
 come out 1 to 5% too wide in 32 steps and 3 to 12% in 16; with this one they are within about 1% and 5%, where the
-lowest level resolves what the data leave (`benchmarks.posterior`).
+lowest level resolves what the data leave (``benchmarks.posterior``).
 
 Posterior methods are denoisers too (`ambient_sci.posterior`): the same samplers run them.
 """
