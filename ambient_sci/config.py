@@ -34,7 +34,7 @@ class TrainConfig(BaseModel):
         description="em, ambient; to compare l1-edm, tv-edm, ambient-gan, naive, oracle (on references)",
     )
     images: int = Field(25_000, ge=1, description="length of the training, in images")
-    batch: int = Field(8, ge=1, description="images in a step, of all processes together")
+    batch: int = Field(16, ge=1, description="images in a step, of all processes together")
     accumulate: int = Field(1, ge=1, description="parts in which a step is computed, to save memory")
     seed: int = Field(0, ge=0, description="seed of everything random in the run")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
@@ -71,11 +71,13 @@ class TrainConfig(BaseModel):
     clean: Path | None = Field(None, description="store with references: a few clean images to learn from as well")
     clean_share: float = Field(0.1, gt=0, lt=1, description="chance that an image of a batch is one of the clean ones")
 
-    optimizer: Literal["adamw", "adamw-8bit"] = Field(
-        "adamw", description="adamw-8bit: a quarter of its memory, where bitsandbytes is installed"
+    optimizer: Literal["muon", "adamw", "adamw-8bit"] | None = Field(
+        None,
+        description="muon, for new networks if not given; adamw, for pretrained or private ones; adamw-8bit: a quarter "
+        "of its memory, where bitsandbytes is installed",
     )
     learning_rate: float | None = Field(
-        None, gt=0, description="peak learning rate; 0.003, pretrained 0.0001, and 0.0005 for a part of the weights"
+        None, gt=0, description="peak learning rate; 0.005, adamw 0.003, pretrained 0.0001, part of the weights 0.0005"
     )
     warmup: int = Field(500, ge=0, description="images over which the learning rate rises")
     ema: int = Field(1_000, ge=1, description="half-life of the averaged weights, in images; at most a tenth of all")
@@ -143,7 +145,9 @@ class TrainConfig(BaseModel):
             return self.learning_rate
         if self.adapt != "full":
             return 5e-4
-        return 3e-3 if self.pretrained is None else 1e-4
+        if self.pretrained is not None:
+            return 1e-4
+        return 5e-3 if self.optimizer in (None, "muon") else 3e-3
 
     @property
     def half_life(self) -> int:

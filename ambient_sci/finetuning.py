@@ -1,4 +1,4 @@
-r"""Fine-tuning: which weights of an earlier model learn, with which optimiser, and whether that fits into the memory.
+r"""Fine-tuning: which weights of an earlier model learn, and whether that fits into the memory.
 
 - ``full``: all of them.
 - ``lora``: the weights of the U-Net's blocks stay, and each matrix gets a product of low rank added,
@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from ambient_sci.config import TrainConfig
 from ambient_sci.distributed import is_sharded
 from ambient_sci.errors import ConfigError
+from ambient_sci.optimizers import default_optimizer
 from ambient_sci.pretrained.denoiser import PretrainedNetwork
 
-__all__ = ["Footprint", "adapt", "available_memory", "check_fits", "effective_weights", "make_optimizer", "measure"]
+__all__ = ["Footprint", "adapt", "available_memory", "check_fits", "effective_weights", "measure"]
 
 ADAPTER = "default"
+MOMENTS = {"adamw": 8, "muon": 4, "adamw-8bit": 2}  # bytes for each weight; Muon's few others do not count
 
 
 def adapt(denoiser: nn.Module, config: TrainConfig) -> None:
@@ -96,21 +98,6 @@ def effective_weights(
     return lambda: [read() for read in weights]
 
 
-def make_optimizer(weights: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW, with moments of 32 or of 8 bits (Dettmers et al. 2021, arXiv:2110.02861)."""
-    options: dict[str, Any] = {"lr": config.peak_rate, "betas": (0.9, 0.95), "weight_decay": 0.01}
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(weights, fused=True, **options)
-    try:
-        import bitsandbytes
-    except ImportError:
-        raise ConfigError(
-            "optimizer 'adamw-8bit' needs bitsandbytes (pip install bitsandbytes); or take 'adamw'"
-        ) from None
-    optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(weights, **options)
-    return optimizer
-
-
 # --------------------------------------------------------------------------------------------------- memory and time
 
 
@@ -151,7 +138,7 @@ def state_bytes(denoiser: nn.Module, averaged: nn.Module, config: TrainConfig) -
     """Count weights, those that learn, and bytes of all that is kept of them."""
     own, copied = list(denoiser.parameters()), list(averaged.parameters())
     learning = sum(weight.numel() for weight in own if weight.requires_grad)
-    moments = 8 if config.optimizer == "adamw" else 2
+    moments = MOMENTS[config.optimizer or default_optimizer(config)]
     count = sum(weight.numel() for weight in own)
     kept = sum(weight.numel() * weight.element_size() for weight in (*own, *copied))
     return count, learning, kept + (4 + moments) * learning
@@ -244,7 +231,7 @@ def _refuse_too_large(states: int, activations: int, available: int | None, conf
     if activations:
         advice += ["accumulate"] if config.accumulate < config.batch else []
         advice += [] if config.checkpoint_activations else ["checkpoint_activations"]
-    if config.optimizer == "adamw" and config.adapt == "full":
+    if config.optimizer != "adamw-8bit" and config.adapt == "full":
         advice.append("optimizer adamw-8bit")
     advice += ["adapt lora or last"] if config.adapt == "full" else []
     raise ConfigError(

@@ -21,12 +21,13 @@ from ambient_sci.datasets.describe import describe
 from ambient_sci.datasets.store import Store, open_store
 from ambient_sci.distributed import agree, equalise, is_sharded, join, main, obey_signals, wait, whole
 from ambient_sci.errors import ConfigError, DataError
-from ambient_sci.finetuning import adapt, check_fits, effective_weights, make_optimizer, measure
+from ambient_sci.finetuning import adapt, check_fits, effective_weights, measure
 from ambient_sci.logs import Log
 from ambient_sci.methods import METHODS
 from ambient_sci.model_card import write_model_card
 from ambient_sci.network import best_precision
 from ambient_sci.operators import quick_inverse
+from ambient_sci.optimizers import default_optimizer, make_optimizer
 from ambient_sci.pretrained.denoiser import PretrainedNetwork
 from ambient_sci.prior import Prior, build_denoiser, earlier_network, resolve_device, saved_prior
 from ambient_sci.privacy import PrivateGradient, private_options
@@ -210,12 +211,12 @@ def _resolve(config: TrainConfig, store: Store, device: torch.device) -> TrainCo
         raise ConfigError("em_start 'prior' takes images from a pretrained model: it needs pretrained")
     if config.em_start == "leaves" and (config.start_from or config.pretrained):
         raise ConfigError("em_start 'leaves' is for a new network: it does not go with start_from or pretrained")
-    if config.learning_rate is None:
-        begins = config if config.start_from is None else earlier_options(config.start_from)
-        pretrained = config.pretrained or begins.pretrained
-        update["learning_rate"] = config.model_copy(update={"pretrained": pretrained}).peak_rate
+    begins = config if config.start_from is None else earlier_options(config.start_from)
+    origin = config.model_copy(update={"pretrained": config.pretrained or begins.pretrained})
+    update["optimizer"] = config.optimizer or default_optimizer(origin)
+    update["learning_rate"] = origin.model_copy(update={"optimizer": update["optimizer"]}).peak_rate
     if config.sigma_data is None and config.start_from is not None:
-        update["sigma_data"] = earlier_options(config.start_from).sigma_data
+        update["sigma_data"] = begins.sigma_data
     elif config.sigma_data is None:
         learned_from = store.head(len(store) - count)
         some = learned_from.read(learned_from.groups[0].scans[:64])

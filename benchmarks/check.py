@@ -275,6 +275,7 @@ def main() -> None:
     training: dict[str, Any] = {
         "images": options.images,
         "batch": 16,
+        "optimizer": "adamw",
         "widths": (64, 64),
         "checkpoint": 4000,
         "laps": 3,

@@ -45,7 +45,7 @@ METHODS = ("untouched", "full", "lora", "last", "same", "scratch")
 SAMPLES, INTERVAL = 8, 0.9
 KEEP, NOISE = 0.5, 0.05
 FRESH_RATE = 1e-3  # of the pretrained network's architecture when its weights are random
-OPTIONS: dict[str, Any] = {"preview": 0, "validation_scans": 0}
+OPTIONS: dict[str, Any] = {"preview": 0, "validation_scans": 0, "optimizer": "adamw"}
 
 
 def draw(kind: str, count: int, size: int, seed: int) -> NDArray[np.float32]:
@@ -124,7 +124,7 @@ def learn(method: str, store: Path, out: Path, folders: tuple[Path, Path], image
     untrained, learned = folders
     if method == "untouched":
         return load_prior(learned, image_shape=open_store(store).image_shape)
-    options: dict[str, Any] = {"images": images, "seed": seed, **OPTIONS}
+    options: dict[str, Any] = {"images": images, "seed": seed, "batch": 8, **OPTIONS}  # as in all rows
     if method == "same":
         # reconstructions to begin with: samples of an untrained network would be noise
         options |= {"pretrained": str(untrained), "learning_rate": FRESH_RATE, "em_start": "tv"}

@@ -60,10 +60,10 @@ PRIVATE: dict[str, Any] = {"batch": 128, "learning_rate": 3e-3, "privacy_clip": 
 
 def learn(store: Store, run: Path, method: str, epsilon: float | None, images: int, seed: int) -> Prior:
     """Learn a prior, with a guarantee if there is an epsilon."""
-    options: dict[str, Any] = {"batch": 16}
+    options: dict[str, Any] = {"batch": 16, "optimizer": "adamw"}  # that of private trainings
     if epsilon is not None:
         least = {"privacy_noise": 0.01} if math.isinf(epsilon) else {"privacy_epsilon": epsilon}
-        options = PRIVATE | least | {"batch": min(PRIVATE["batch"], len(store) // 2)}
+        options |= PRIVATE | least | {"batch": min(PRIVATE["batch"], len(store) // 2)}
     config = TrainConfig(
         store=store.path, out=run, method=method, images=images, widths=(32,), patch=2, warmup=1_000, sigma_data=0.3,
         preview=0, validation_scans=0, checkpoint=images, device="cpu", precision="fp32", seed=seed, **options,

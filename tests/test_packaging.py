@@ -160,8 +160,8 @@ LINES = [
     "baselines, stationary, "
     "evaluate.metrics, evaluate.predictive, evaluate.calibration, evaluate.figures, plot, charts, findings, report",
     "datasets",
-    "methods, warm_start, validation, runs, steps, logs, model_card, finetuning, privacy, training, reconstruction, "
-    "evaluate.compare, evaluate.held_out, check, audit, viewer",
+    "methods, warm_start, validation, runs, steps, logs, model_card, optimizers, finetuning, privacy, training, "
+    "reconstruction, evaluate.compare, evaluate.held_out, check, audit, viewer",
     "demo",
     "cli",
 ]
