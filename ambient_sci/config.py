@@ -116,7 +116,7 @@ class TrainConfig(BaseModel):
         None, ge=0, description="em: how often posterior samples are drawn; every 6000 images if not given"
     )
     start_images: int | None = Field(
-        None, ge=1, description="em: images before the first lap; a quarter of all, at least a lap's, if not given"
+        None, ge=1, description="em: images before the first lap; a quarter of all, at most 8000, if not given"
     )
     em_start: EMStart | None = Field(
         None,

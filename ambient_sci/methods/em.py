@@ -59,6 +59,7 @@ from ambient_sci.warm_start import earlier_options
 __all__ = ["EMLearner", "lap_count", "lap_scans", "lap_starts", "posterior_images", "predicts_better"]
 
 LAP = 6000  # images: a network takes so many to follow samples that have changed
+START = 8000  # images after which reconstructions have no more to teach
 FEWEST = 32  # scans of a lap
 LEAVES = 1024  # made-up images; with their mirror images eight times as many
 COMPARED = 4  # samples of a scan whose mean is compared with total variation
@@ -159,7 +160,7 @@ def lap_count(config: TrainConfig) -> int:
 
 def _start(config: TrainConfig, laps: int) -> int:
     """Images before the first lap."""
-    share = max(config.images // 4, min(LAP, config.images // (laps + 1)))
+    share = max(min(config.images // 4, START), min(LAP, config.images // (laps + 1)))
     return share if config.start_images is None else config.start_images
 
 
