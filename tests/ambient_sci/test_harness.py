@@ -322,3 +322,23 @@ def test_all_methods_have_the_time_of_the_oracle(monkeypatch: pytest.MonkeyPatch
     assert after == budget.planned_images(probes, scans, options, wanted - 20_000)
     with pytest.raises(SystemExit, match="a budget of 600 is too little"):
         budget.planned_images(probes, scans, options, 600)
+
+
+# ---------------------------------------------------------------------------------------------------------- optimisers
+
+
+def test_optimisers_are_compared_on_other_images(
+    harness: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A long training leaves less loss on the test images than a short one, and its line says how much."""
+    optimizers = importlib.import_module("benchmarks.optimizers")
+    monkeypatch.setattr(optimizers.torch, "set_num_threads", lambda count: None)
+    small = {"widths": (32,), "precision": "fp32"}
+    monkeypatch.setattr(optimizers, "SETTINGS", {"adamw": {**small, "optimizer": "adamw"}, "muon": small})
+    paths = ["--data", str(tmp_path), "--out", str(tmp_path)]
+    optimizers.main([*paths, "--images", "32", "--only", "muon"])
+    optimizers.main([*paths, "--images", "640"])
+    lines = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    found = [(row[0].strip(), float(row[2])) for row in lines if row[0].strip() in ("muon", "adamw")]
+    assert [name for name, _ in found] == ["muon", "adamw", "muon"]
+    assert found[2][1] < 0.95 * found[0][1]
