@@ -159,7 +159,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--method", choices=list(METHODS), action="append", help="one method only; may be repeated")
     parser.add_argument("--size", type=positive, default=64, metavar="N", help="pixels along each axis (default: 64)")
     parser.add_argument("--coils", type=positive, default=8, metavar="N", help="default: 8")
-    parser.add_argument("--batch", type=positive, default=8, metavar="N", help="images in a step (default: 8)")
+    usual = TrainConfig.model_fields["batch"].default
+    parser.add_argument(
+        "--batch", type=positive, default=usual, metavar="N", help=f"images in a step (default: {usual})"
+    )
     parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="default: 5")
     parser.add_argument("--steps", type=positive, default=64, metavar="N", help="steps in a round (default: 64)")
     parser.add_argument("--scans", type=positive, default=SCANS, metavar="N", help=f"in the store (default: {SCANS})")
