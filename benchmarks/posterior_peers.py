@@ -10,11 +10,10 @@ they expect, images from 0 to 1 (deepinv) or -1 to 1 (azula):
 with the range :math:`[c, c + a]` (or :math:`c \pm a`) of 4096 images of the law, so that what they clip is hardly ever
 met. azula's :math:`x_t = \alpha_t v + \sigma_t n` is denoised as :math:`D_v(x_t / \alpha_t, \sigma_t / \alpha_t)`.
 
-A budget is of at most so many passes through the denoiser, forward or backward, for each image: a product with its
-Jacobian costs one. Every method has the settings among those listed here that did best (by ``sliced``) on eight other
-scans, with as many steps as the budget has room for, or one of the smaller budgets, since more steps are not always
-better: all are tried with 16 samples of each scan, and the best four of these with 64. They run one after the other on
-one thread. What counts:
+A budget is of passes through the denoiser, forward or backward, for each image: a product with its Jacobian costs one.
+Every method has the settings among those listed here that did best (by ``sliced``) on eight other scans: all are tried
+with 16 samples of each, and the best four of these with 64. It takes as many steps as the budget has room for. They run
+one after the other on one thread. What counts:
 
 - **as accurate**: the sliced distance of ours is at most that of the best peer with this budget, or at most 1.1 times
   that of as many exact draws, from which none can be told apart then,
@@ -353,31 +352,30 @@ def run(
     return list(cases[0].coordinates(drawn.to(cases[0].dtype)).split(count)), row
 
 
-def choose(name: str, sampler: Sampler, budgets: Sequence[int]) -> tuple[dict[str, Any], int]:
-    """Find the settings and steps that do best on other scans within any of some budgets."""
+def choose(name: str, sampler: Sampler, budget: int) -> dict[str, Any]:
+    """Find the settings that do best on other scans."""
     exact = [CASES[name](scan).draw(max(TUNING)[0], stream(11, scan)) for scan in TUNED]
 
-    def distance(setting: dict[str, Any], steps: int, count: int) -> float:
-        drawn, _ = run(name, sampler, setting, steps, TUNED, count)
+    def distance(setting: dict[str, Any], count: int) -> float:
+        drawn, _ = run(name, sampler, setting, sampler.steps(setting, budget), TUNED, count)
         if not all(bool(each.isfinite().all()) for each in drawn):
             return math.inf
         return sum(sliced(each, known[:count]) for each, known in zip(drawn, exact, strict=True))
 
-    every = [(setting, sampler.steps(setting, budget)) for budget in budgets for setting in sampler.settings]
-    left = [(setting, steps) for setting, steps in every if steps > 3]
+    left = [setting for setting in sampler.settings if sampler.steps(setting, budget) > 3]
     for count, best in TUNING:
-        found = [distance(*each, count) for each in left]
+        found = [distance(setting, count) for setting in left]
         left = [left[k] for k in np.argsort(found, kind="stable")[:best]]
     return left[0]
 
 
-def measure(name: str, sampler: Sampler, budgets: Sequence[int], count: int) -> dict[str, Any]:
-    """Row of the settings that did best within any of the budgets, ``count`` samples of each scan."""
-    row = {"case": name, "method": sampler.name, "budget": max(budgets), "scans": len(SCORED), "samples": count}
+def measure(name: str, sampler: Sampler, budget: int, count: int) -> dict[str, Any]:
+    """Row of the settings that did best, ``count`` samples of each scan."""
+    row = {"case": name, "method": sampler.name, "budget": budget, "scans": len(SCORED), "samples": count}
     if not sampler.installed:
         return row | {"missing": sampler.package}
-    setting, steps = choose(name, sampler, budgets)
-    drawn, own = run(name, sampler, setting, steps, SCORED, count)
+    setting = choose(name, sampler, budget)
+    drawn, own = run(name, sampler, setting, sampler.steps(setting, budget), SCORED, count)
     if not all(bool(each.isfinite().all()) for each in drawn):
         return row | own | {"sliced": math.inf}
     found = [scores(CASES[name](scan), each) for scan, each in zip(SCORED, drawn, strict=True)]
@@ -464,11 +462,14 @@ def main(argv: list[str] | None = None) -> None:
     rows = json.loads(options.results.read_text())["rows"] if options.results.exists() else []
     torch.set_num_threads(1)
     for name in [] if options.table else options.cases:
-        ascending = sorted(options.budgets)
-        fitting = [sampler for sampler in SAMPLERS if not sampler.masks or "-mask-" in name]
-        jobs = [(sampler, ascending[: k + 1]) for k in range(len(ascending)) for sampler in fitting]
-        jobs += [(sampler, [2 * REFERENCE_STEPS]) for sampler in fitting if sampler.name == REFERENCE]
-        new = [measure(name, sampler, budgets, options.samples) for sampler, budgets in tqdm(jobs, desc=name)]
+        jobs = [
+            (sampler, budget)
+            for budget in (*options.budgets, 2 * REFERENCE_STEPS)
+            for sampler in SAMPLERS
+            if budget in options.budgets or sampler.name == REFERENCE
+            if not sampler.masks or "-mask-" in name
+        ]
+        new = [measure(name, sampler, budget, options.samples) for sampler, budget in tqdm(jobs, desc=name)]
         rows = [row for row in rows if row["case"] != name] + new
         rows.sort(key=lambda row: list(CASES).index(row["case"]))
         results = {
