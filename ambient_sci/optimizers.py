@@ -87,7 +87,7 @@ class Muon(torch.optim.AdamW):
     def __init__(self, weights: list[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float) -> None:
         kinds = {kernels: [weight for weight in weights if (weight.ndim > 2) == kernels] for kernels in (False, True)}
         groups = [{"params": some, "kernels": kernels} for kernels, some in kinds.items() if some]
-        super().__init__(groups, lr=lr, betas=betas, weight_decay=weight_decay, foreach=True)
+        super().__init__(groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
