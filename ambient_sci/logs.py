@@ -58,7 +58,8 @@ class Log:
         label = f"training ({config.method})"
         hidden = not (progress and main())
         self._held_out = [line["held_out"] for line in read_log(config.out) if "held_out" in line] if main() else []
-        self._bar = tqdm(total=config.images, initial=seen, unit="image", desc=label, disable=hidden)
+        total = -(-config.images // config.batch) * config.batch  # steps are whole
+        self._bar = tqdm(total=total, initial=seen, unit="image", desc=label, disable=hidden)
 
     def __enter__(self) -> Self:
         return self
