@@ -183,7 +183,7 @@ def main() -> None:
         store, run = stores[learned_from], options.out / name.replace(", ", "-")
         config = TrainConfig(
             store=store.path, out=run, method=method, images=options.images, preview=0, validation_scans=0,
-            device="cpu", optimizer="adamw", batch=8, **kind.network,  # as in all rows that were measured
+            device="cpu", optimizer="adamw", **kind.network,  # as in all rows that were measured
         )  # fmt: skip
         prior = train(config)
         # a reference learned with the same loss

@@ -183,7 +183,7 @@ def learn(
     """Learn from measurements, and where nothing is missing by ``em``, which would have nothing to do, from images."""
     oracle = method == "em" and level == kind.levels[0]
     options: dict[str, Any] = {"images": images, "seed": seed, "preview": 0, "validation_scans": 0, **kind.network}
-    options |= {"optimizer": "adamw", "batch": 8}  # as in all rows that were measured
+    options |= {"optimizer": "adamw"}  # as in all rows that were measured
     options |= {"method": "oracle" if oracle else method, "store": known.path if oracle else store.path}
     return train(TrainConfig(out=out, device="cpu", **options))
 
