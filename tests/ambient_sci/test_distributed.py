@@ -32,8 +32,8 @@ OPTIONS: dict[str, Any] = {
 RUNS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "em": ({"images": 120, "start_images": 40}, {}),
     "ambient": ({"method": "ambient", "batch": 9, "images": 90, "accumulate": 2}, {}),
-    "sharded": ({"images": 120, "start_images": 40}, FSDP),
-    "sharded-ambient": ({"method": "ambient", "images": 40}, FSDP),
+    "sharded": ({"images": 120, "start_images": 40, "optimizer": "adamw"}, FSDP),
+    "sharded-ambient": ({"method": "ambient", "images": 40, "optimizer": "adamw"}, FSDP),
     "stopped": ({"laps": 0}, {"STRUCK": "1"}),
 }
 
