@@ -1,9 +1,9 @@
 """How soon optimisers learn a denoiser: ``python -m benchmarks.optimizers --data DATA --out FOLDER``.
 
 The oracle of the task ``mri-r4`` (`benchmarks.learning`) learns from clean images with each of the settings below. Its
-loss on the clean images of other patients is that of `ambient_sci.objectives.denoising`, at eight noise levels from
-0.03 to 10 times the spread of images, with noise that is the same for all, and its mean over levels. Processor seconds
-are those of the whole training.
+loss on the tuning images, which are of other patients and are not scored in any row, is that of
+`ambient_sci.objectives.denoising`, at eight noise levels from 0.03 to 10 times the spread of images, with noise that is
+the same for all, and its mean over levels. Processor seconds are those of the whole training.
 
 Examples
 --------
@@ -40,7 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 LEVELS = (0.03, 0.1, 0.3, 0.6, 1.0, 2.0, 5.0, 10.0)  # in units of sigma_data
 
 
-def losses(run: Path, clean: Path, test: Path, images: int, seed: int, options: dict[str, Any]) -> list[float]:
+def losses(run: Path, clean: Path, others: Path, images: int, seed: int, options: dict[str, Any]) -> list[float]:
     """Learn, and score by the loss at each level."""
     config = TrainConfig(
         store=clean, out=run, method="oracle", images=images, seed=seed, device="cpu", preview=0, checkpoint=images,
@@ -48,7 +48,7 @@ def losses(run: Path, clean: Path, test: Path, images: int, seed: int, options: 
     )  # fmt: skip
     prior = train(config)
     assert not isinstance(prior.denoiser, AmbientDenoiser)
-    store = open_store(test)
+    store = open_store(others)
     x = store.references(slice(None)) / torch.from_numpy(store.scale).float().reshape(-1, 1, 1, 1)
     noise = torch.view_as_complex(torch.randn(*x.shape, 2, generator=stream(0)))
     found = []
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
             / str(options.images)
             / f"{name.replace(', ', '-').replace(' ', '-')}-{options.seed}"
         )
-        found = losses(run, frozen.clean, frozen.test.path, options.images, options.seed, SETTINGS[name])
+        found = losses(run, frozen.clean, frozen.tuning.path, options.images, options.seed, SETTINGS[name])
         seconds = json.loads((run / "log.jsonl").read_text().splitlines()[-1])["seconds"]
         cells.append([name, f"{seconds:.0f}", *(f"{value:.3f}" for value in (sum(found) / len(found), *found))])
     print(f"{machine_description('cpu')}; one thread; torch {installed_version('torch')}; seed {options.seed}.\n")
