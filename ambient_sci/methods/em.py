@@ -59,7 +59,7 @@ from ambient_sci.warm_start import earlier_options
 __all__ = ["EMLearner", "lap_count", "lap_scans", "lap_starts", "posterior_images", "predicts_better"]
 
 LAP = 6000  # images: a network takes so many to follow samples that have changed
-START = 8000  # images after which reconstructions have no more to teach
+START = 8000  # images before the first lap, at most: reconstructions have little to teach beyond
 FEWEST = 32  # scans of a lap
 LEAVES = 1024  # made-up images; with their mirror images eight times as many
 COMPARED = 4  # samples of a scan whose mean is compared with total variation
