@@ -42,6 +42,7 @@ def draw_posterior(
     eta: float = 1.0,
     seed: int = 0,
     first: int = 0,
+    extrapolation: float = 1.0,
     start: Tensor | None = None,
     level: float = 10.0,
     finest: float = 0.02,
@@ -66,7 +67,7 @@ def draw_posterior(
     method
         ``mmps``, ``dps``, ``diffpir``, ``dds`` or ``tds`` (see the modules of `ambient_sci.posterior`) for ordinary
         denoisers, ``adps`` for ambient networks; ``auto`` takes the first that fits the prior.
-    steps, solver, eta
+    steps, solver, eta, extrapolation
         See `ambient_sci.sample.sample`.
     iterations
         MMPS, DiffPIR, DDS: conjugate gradient iterations for each evaluation, at most.
@@ -93,8 +94,8 @@ def draw_posterior(
     schedule
         How noise levels are spread, see `ambient_sci.schedule.spread_levels`.
     particles
-        TDS: particles for each sample, which takes as many times longer. It has a sampler of its own, to which solver
-        and eta say nothing, and no antithetic pairs.
+        TDS: particles for each sample, which takes as many times longer. It has a sampler of its own, to which solver,
+        eta and extrapolation say nothing, and no antithetic pairs.
     progress
         Label of a progress bar.
     """
@@ -149,7 +150,7 @@ def draw_posterior(
         return (sign * scan_noise(shape, prior.dtype, seed, torch.cat([step, pairs], 1))).to(prior.device)
 
     begin = None if start is None else start.to(prior.device).repeat_interleave(samples, 0)
-    images = sample(posterior, noise, levels, solver, eta, begin, progress)
+    images = sample(posterior, noise, levels, solver, eta, begin, extrapolation, progress)
     return images.reshape(len(measurement), samples, *shape)
 
 

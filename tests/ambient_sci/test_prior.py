@@ -250,6 +250,10 @@ def test_one_step_of_each_solver() -> None:
     levels = torch.tensor([s, t, u, 0.0], dtype=REAL)
     assert float(sample(denoiser, noise, levels, "multistep")) == pytest.approx(multistep / (1 + u**2))
     assert denoiser.calls == 3
+    partly = second + 0.3 * (bent - second)
+    partly = partly + u / t * (euler - partly)
+    found = sample(Shrinks(), noise, levels, "multistep", extrapolation=0.3)
+    assert float(found) == pytest.approx(partly / (1 + u**2))
 
     levels = torch.tensor([s, t, 0.0])
     start = torch.full((1, 1), 10.0, dtype=REAL)
@@ -264,6 +268,7 @@ def test_one_step_of_each_solver() -> None:
         ({"solver": "heun", "eta": 0.5}, "eta must be 0 to 1, and 0 with solver 'heun', got 0.5 with 'heun'"),
         ({"solver": "euler", "eta": 1.5}, "eta must be 0 to 1, and 0 with solver 'heun', got 1.5 with 'euler'"),
         ({"solver": "euler", "eta": -0.1}, "eta must be 0 to 1"),
+        ({"solver": "multistep", "extrapolation": 1.1}, "extrapolation must be 0 to 1, got 1.1"),
     ],
 )
 def test_samplers_refuse(options: dict[str, Any], said: str) -> None:

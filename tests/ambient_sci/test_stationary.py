@@ -87,7 +87,7 @@ def test_spectrum_is_found_from_half_of_the_samples(complex_: bool) -> None:
     assert float((found.mean - mean).abs().max()) < (1e-6 if complex_ else 6 * float(true.mean()) ** 0.5 / 10)
 
 
-def renewed_spread(solver: Solver, times: int) -> float:
+def renewed_spread(solver: Solver, times: int, extrapolation: float = 1.0) -> float:
     """Variance of exact posterior samples after so many renewals, as a part of what it was."""
     generator, count, noise = torch.Generator().manual_seed(4), 300, 0.03
     scale = 0.3 / float(power().mean().sqrt())
@@ -108,13 +108,17 @@ def renewed_spread(solver: Solver, times: int) -> float:
     before = float((x.flatten(1) - mean).abs().square().sum())
     posterior, like = MMPS(prior, m, 2), x
     for _ in range(times):
-        x = sample(posterior, lambda k: randn_like(like, generator), levels, solver, start=x)
+        x = sample(
+            posterior, lambda k: randn_like(like, generator), levels, solver, start=x, extrapolation=extrapolation
+        )
     return float((x.flatten(1) - mean).abs().square().sum()) / before
 
 
 def test_multistep_laps_neither_narrow_nor_widen() -> None:
     assert abs(renewed_spread("multistep", 4) - 1) < 0.1
-    assert renewed_spread("euler", 4) < 0.9
+    narrow, between = renewed_spread("euler", 4), renewed_spread("multistep", 4, 0.5)
+    assert narrow < 0.9
+    assert narrow + 0.05 < between < renewed_spread("multistep", 4) - 0.05
 
 
 def test_few_iterations_reach_fine_structures() -> None:
