@@ -108,6 +108,11 @@ def test_rows_and_table(benchmark: Any, tmp_path: Path, monkeypatch: pytest.Monk
     assert "| weights / % |" in text
     benchmark.main(["--table", *paths])
     assert readme.read_text() == text
+    monkeypatch.setattr(benchmark, "METHODS", (benchmark.Method("mmps", 2, 1), *benchmark.METHODS))
+    benchmark.main(["--cases", "gaussian-mask-0.3", "--samples", "50", "--missing", *paths])
+    more = json.loads(results.read_text())
+    assert [row["steps"] for row in more] == [2, 4, 4, 4, 4]
+    assert more[1:] == rows, "what was there was measured again"
     readme.write_text("nothing")
     with pytest.raises(SystemExit, match="lacks the markers"):
         benchmark.main(["--table", *paths])
