@@ -134,7 +134,7 @@ class TrainConfig(BaseModel):
         description="em: euler narrows samples, multistep widens those of a poor prior; mixed: one, then the other",
     )
     em_extrapolation: float = Field(
-        0.25, ge=0, le=1, description="em: part of what multistep steps extrapolate; 1 leaves too much spread"
+        1.0, ge=0, le=1, description="em: part of what multistep steps extrapolate; less leaves samples less spread"
     )
     em_power: bool = Field(
         True, description="em: bring images to the power that was measured, at each frequency of Cartesian k-space"

@@ -22,8 +22,8 @@ the reconstructions are wrong in coarse things too: the level is above what most
 A lap should leave samples that are right already as they are, in distribution. Few Euler steps take away a fifth of
 their variance and more, lap after lap, and multistep ones nothing, with an exact denoiser. With a network that is
 still poor it is the other way round that helps: what its noise leaves in the samples, Euler steps take away. So laps
-of the first half take Euler steps, and those of the second half multistep ones. These extrapolate a part of the way:
-learned networks make samples wider than they should be, and with all of it laps make them wider and wider.
+of the first half take Euler steps, and those of the second half multistep ones. A part of their extrapolation
+(``em_extrapolation``) is between the two: single samples are better then, and intervals too narrow.
 
 Few steps, and a prior that has learned from images with too little power, leave too little in the fine half of k-space,
 where the data hardly pull against it. What was measured says how much there is, and images are brought to it
