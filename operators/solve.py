@@ -39,6 +39,8 @@ __all__ = ["Normal", "conjugate_gradient", "dot", "least_squares", "operator_nor
 
 Map = Callable[[Tensor], Tensor]
 
+ROUNDING = 8  # units of it; an iteration leaves about three
+
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Real part of the inner product per scan, shaped ``(batch, 1, ...)`` to scale the batch with."""
@@ -97,8 +99,9 @@ def conjugate_gradient(
     iterations
         Number of iterations.
     tolerance
-        A scan whose residual norm has fallen below this part of its right-hand side's is left as it is. So is one along
-        whose direction the map turns out not to be positive.
+        A scan whose residual norm has fallen below this part of its right-hand side's, or to what rounding leaves, is
+        left as it is. So is one along whose direction the map turns out not to be positive: what rounding leaves in the
+        null space of a singular map would be blown up.
     implicit
         Whether derivatives are those of the exact solution, in ``rhs`` and in whatever ``apply`` depends on (in
         ``start`` there are none). They take one more solve, as accurate as ``iterations`` and ``tolerance`` make it,
@@ -167,13 +170,15 @@ def _iterate(apply: Map, rhs: Tensor, start: Tensor | None, iterations: int, tol
     else:
         x, residual = start, rhs - apply(start)
     direction = residual
-    energy = dot(residual, residual)
-    target = tolerance**2 * dot(rhs, rhs)
-    tiny = torch.finfo(energy.dtype).tiny
+    energy = length = dot(residual, residual)
+    tiny, rounding = torch.finfo(energy.dtype).tiny, ROUNDING * torch.finfo(energy.dtype).eps
+    target = max(tolerance, rounding) ** 2 * dot(rhs, rhs)
+    steepest = torch.zeros_like(energy)
     for left in reversed(range(iterations)):
         image = apply(direction)
         curvature = dot(direction, image)
-        active = ((energy > target) & (curvature > 0)).to(energy.dtype)
+        steepest = torch.maximum(steepest, curvature / length.clamp_min(tiny))
+        active = ((energy > target) & (curvature > rounding * steepest * length)).to(energy.dtype)
         alpha = active * energy / curvature.clamp_min(tiny)
         # what came in is not ours to write on
         ours = direction is not residual and not _watched(x, image)
@@ -185,7 +190,7 @@ def _iterate(apply: Map, rhs: Tensor, start: Tensor | None, iterations: int, tol
         renewed = dot(residual, residual)
         beta = active * renewed / energy.clamp_min(tiny)
         direction = direction.mul_(beta).add_(residual) if ours else torch.addcmul(residual, beta, direction)
-        energy = renewed
+        energy, length = renewed, renewed + beta**2 * length  # the residual is orthogonal to the last direction
     return x
 
 

@@ -107,6 +107,24 @@ def test_far_beyond_convergence(dtype: torch.dtype) -> None:
     assert bool(torch.isfinite(torch.view_as_real(gradient) if dtype.is_complex else gradient).all())
 
 
+@pytest.mark.parametrize("condition", [1.0, 30.0])
+@pytest.mark.parametrize("iterations", [2, 5, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.float64])
+def test_rounding_in_the_null_space_stays_small(dtype: torch.dtype, iterations: int, condition: float) -> None:
+    """Of a map without inverse, with a right-hand side in its range: nothing is to come of directions that it ends."""
+    g = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(8, 100, 30, generator=g, dtype=torch.complex128))[0]
+    basis = basis if dtype.is_complex else torch.linalg.qr(basis.real)[0]
+    exact = torch.randn(8, 30, 1, generator=g, dtype=torch.float64).to(basis.dtype)
+    values = torch.linspace(1, condition, 30)[:, None]
+    rhs = (basis @ (values * exact))[..., 0].to(dtype)
+    Q = (basis @ (values * basis.mH)).to(dtype)
+    want = (basis @ exact)[..., 0].to(dtype)
+    error = (conjugate_gradient(times(Q), rhs, iterations=iterations) - want).norm(dim=1) / want.norm(dim=1)
+    reached = iterations == 100 or condition == 1
+    assert float(error.max()) < (30 * condition * torch.finfo(dtype).eps if reached else 1)
+
+
 def test_right_start_stays() -> None:
     Q, rhs = system(2, 6, torch.float64)
     want = torch.linalg.solve(Q, rhs)
