@@ -16,8 +16,7 @@ denoisers of flows Muon ended with an 18% lower loss than AdamW (Schaipp 2025, a
 .. math:: X \leftarrow (a I + b X X^T + c (X X^T)^2) X, \qquad X_0 = M / \|M\|_F.
 
 All factors are polynomials of :math:`X_0 X_0^T`, so that matrices of the shorter side are all that is multiplied until
-the end; those of one shape are done together. Matrices of many rows, of which the products would take longest, are cut
-into blocks of rows that are orthogonal each for itself (block Muon, Khaled et al. 2025, arXiv:2510.16981).
+the end; those of one shape are done together.
 """
 
 from collections import defaultdict
@@ -35,7 +34,6 @@ __all__ = ["Muon", "default_optimizer", "make_optimizer", "orthogonalise"]
 POLYNOMIAL = (3.4445, -4.7750, 2.0315)  # Jordan's: steep at zero, and within 0.3 of one after a few steps
 ITERATIONS = 4
 SIZE = 0.2  # of an update of AdamW, in units of its rate
-ROWS = 128  # of a block, at most; layers between 64 or 128 channels stay whole
 
 
 def default_optimizer(config: TrainConfig) -> str:
@@ -112,11 +110,10 @@ class Muon(torch.optim.AdamW):
         torch._foreach_mul_(weights, 1 - rate * group["weight_decay"])
         alike: dict[tuple[int, int], list[int]] = defaultdict(list)
         for k, weight in enumerate(weights):
-            alike[_block_rows(len(weight)), weight[0].numel()].append(k)
+            alike[len(weight), weight[0].numel()].append(k)
         for shape, some in alike.items():
-            blocks = [ahead[k].reshape(-1, *shape) for k in some]
-            updates = orthogonalise(torch.cat(blocks)).split([len(block) for block in blocks])
-            moved = [update.reshape_as(weights[k]) for k, update in zip(some, updates, strict=True)]
+            updates = orthogonalise(torch.stack([ahead[k].reshape(shape) for k in some]))
+            moved = [update.view_as(weights[k]) for k, update in zip(some, updates, strict=True)]
             torch._foreach_add_([weights[k] for k in some], moved, alpha=-SIZE * rate * max(shape) ** 0.5)
 
     def _average(self, weight: Tensor) -> Tensor:
@@ -125,11 +122,6 @@ class Muon(torch.optim.AdamW):
             # AdamW, when it is loaded, wants every weight to have a step
             state |= {"average": torch.zeros_like(weight), "step": torch.zeros(())}
         return state["average"]
-
-
-def _block_rows(rows: int) -> int:
-    """Rows of the largest blocks of one size that are not too large."""
-    return next(rows // blocks for blocks in range(1, rows + 1) if rows % blocks == 0 and rows // blocks <= ROWS)
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:

@@ -59,21 +59,6 @@ def test_steps_are_those_of_torch(shape: tuple[int, int]) -> None:
     assert (kernel[..., 0, 0] - plain).norm() < 0.02 * moved.norm()
 
 
-@pytest.mark.parametrize(("rows", "block"), [(5, 5), (6, 6), (12, 6), (14, 2), (11, 1)])
-def test_blocks_of_rows_are_moved_each_for_itself(rows: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimizers, "ROWS", 6)
-    whole = nn.Parameter(drawn(rows, 4, 3, 3))
-    parts = [nn.Parameter(part.clone()) for part in whole.detach().split(block)]
-    assert len(parts) * block == rows
-    for step in range(2):
-        whole.grad = drawn(rows, 4, 3, 3, seed=step)
-        for part, gradient in zip(parts, whole.grad.split(block), strict=True):
-            part.grad = gradient.clone()
-        for weights in ([whole], parts):
-            Muon(weights, **OPTIONS).step()
-    torch.testing.assert_close(whole.detach(), torch.cat([part.detach() for part in parts]))
-
-
 def test_what_is_no_kernel_is_left_to_adamw() -> None:
     own, their = ([nn.Parameter(drawn(*shape)) for shape in ((3, 2, 3, 3), (4, 5), (6,))] for _ in range(2))
     ours, theirs = Muon(own, **OPTIONS), torch.optim.AdamW(their, **OPTIONS)
