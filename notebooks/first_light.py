@@ -151,8 +151,8 @@ training_curve(records)
 # *Above: the loss over the images seen, and, where the training looked, how well it predicts measured rows that it was
 # not given, of scans that it does not learn from. The loss rises where a new set of samples comes in.*
 #
-# Images from the prior alone, with no scan behind them. After so short a training they have the texture of brains rather
-# than their shape. They should be like none of the training set in particular.
+# Images from the prior alone, with no scan behind them. After so short a training they have the texture of brains
+# rather than their shape. They should be like none of the training set in particular.
 
 # %%
 prior = load_prior(config.out)
