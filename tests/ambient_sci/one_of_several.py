@@ -50,6 +50,7 @@ def main(folder: Path) -> None:
     draw = ambient_sci.methods.em.draw_posterior
     ambient_sci.methods.em.draw_posterior = note_draws
     ambient_sci.methods.starts.CHUNK = 8
+    ambient_sci.methods.em.TIMES = 1  # a lap of all scans
     if rank:
         ambient_sci.runs.save_tensors = ambient_sci.runs.replacing = ambient_sci.logs.replacing = forbidden
         ambient_sci.logs.json = SimpleNamespace(dumps=forbidden)

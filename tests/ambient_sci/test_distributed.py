@@ -17,7 +17,7 @@ from ambient_sci.checkpoint import load_tensors
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets.loader import epoch_order
 from ambient_sci.errors import ConfigError
-from ambient_sci.methods import AmbientLearner
+from ambient_sci.methods import AmbientLearner, em
 from ambient_sci.prior import load_prior
 from ambient_sci.steps import own_parts
 from ambient_sci.training import train
@@ -84,7 +84,10 @@ def noted(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["em", "ambient", "sharded", "sharded-ambient"])
-def test_the_losses_are_those_of_one_process(name: str, folder: Path, store_path: Path, tmp_path: Path) -> None:
+def test_the_losses_are_those_of_one_process(
+    name: str, folder: Path, store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(em, "TIMES", 1)
     alone = TrainConfig(**{**options(name, store_path, tmp_path), "accumulate": 1})
     train(alone, progress=False)
     logs = [(run / "log.jsonl").read_text().splitlines() for run in (tmp_path, folder / name)]
