@@ -25,8 +25,8 @@ far below :math:`\sqrt \lambda` and :math:`e^{-2 h}` far above. One for all leve
 come out 1 to 5% too wide in 32 steps and 3 to 12% in 16; with this one they are within about 1% and 5%, where the
 lowest level resolves what the data leave (``benchmarks.posterior``).
 
-All this is true of exact denoisers. Learned ones, and solves that end early, leave too much spread; a part of the
-extrapolation, ``extrapolation`` of it, leaves less.
+All this is true of exact denoisers. A part of the extrapolation, ``extrapolation`` of it, is between Euler's method and
+this one, and leaves less spread.
 
 Posterior methods are denoisers too (`ambient_sci.posterior`): the same samplers run them.
 """

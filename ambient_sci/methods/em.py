@@ -14,9 +14,8 @@ learns before the first lap are these reconstructions, or made-up images (`ambie
 What a lap can change is what the prior can tell better than the images that it was learned from. So the network first
 takes its time on the reconstructions; samples of one that has hardly learned are noise, which the next lap learns.
 Samples cost several times as much as steps, and the prior is poor at first: the first lap draws few, and each further
-one more by the same factor, up to those of all scans, or as many as a lap has time to learn from. What noise hides
-takes many laps to come out, since each brings the images little nearer to it: more laps of fewer scans are worth more
-than few laps of all.
+one more by the same factor, up to those of all scans, or as many as a lap has time to learn from. The time that
+samples of fewer scans leave goes into more laps and more images.
 
 A lap renews images down from a noise level (`posterior_images`). What is coarser than the level stays as it was, and
 the reconstructions are wrong in coarse things too: the level is above what most unmeasured structures have.
@@ -64,7 +63,7 @@ __all__ = ["EMLearner", "lap_count", "lap_scans", "lap_starts", "posterior_image
 LAP = 6000  # images: a network takes so many to follow samples that have changed
 START = 8000  # images before the first lap, at most: reconstructions have little to teach beyond
 FEWEST = 32  # scans of a lap
-TIMES = 12  # that a lap learns from each of its images; fewer images make a lap cheap, and leave time for more laps
+TIMES = 12  # that a lap of a large store learns from each of its images
 LEAVES = 1024  # made-up images; with their mirror images eight times as many
 COMPARED = 4  # samples of a scan whose mean is compared with total variation
 FINEST = 0.03  # level of noise below which few steps are better not spent
@@ -172,7 +171,7 @@ def lap_scans(config: TrainConfig, count: int, lap: int) -> NDArray[np.int64]:
     """Choose the scans that a lap draws samples of.
 
     A share that grows lap by lap, and all in the last lap; but of large stores only so many that a lap learns from each
-    of its images `TIMES`, and other scans from lap to lap.
+    of its images `TIMES` times, and other scans from lap to lap.
     """
     laps = lap_count(config)
     share = config.em_first ** (1 - lap / (laps - 1)) if laps > 1 else 1.0
