@@ -139,6 +139,9 @@ class TrainConfig(BaseModel):
     em_power: bool = Field(
         True, description="em: bring images to the power that was measured, at each frequency of Cartesian k-space"
     )
+    em_imputed: float = Field(
+        0.05, ge=0, le=1, description="em: weight in the loss of what a scan has not measured (1: as much as the rest)"
+    )
     em_iterations: int = Field(2, ge=1, description="em: conjugate gradient iterations of the posterior samples")
 
     @property

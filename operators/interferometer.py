@@ -133,6 +133,11 @@ class Interferometer(LinearOperator):
             )
 
     @property
+    def trajectory(self) -> Tensor:
+        """Where k-space was measured, in radians per pixel of each axis, ``(batch, n_visibilities, 2)``."""
+        return self._nufft.trajectory
+
+    @property
     def parameters(self) -> dict[str, Tensor]:
         """Spatial frequencies, beam, weights and groups."""
         return {"uv": self.uv, "beam": self.beam, "weights": self.weights, "groups": self.groups}

@@ -32,6 +32,7 @@ where the data hardly pull against it. What was measured says how much there is,
 """
 
 import sys
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +52,8 @@ from ambient_sci.methods.clean import CLEAN
 from ambient_sci.methods.leaves import leaves_like, mirrored
 from ambient_sci.methods.power import match_power
 from ambient_sci.methods.starts import TUNED, chunks_of, every_scan, regularisation, starting_images
+from ambient_sci.methods.targets import TargetWeights, target_weights
+from ambient_sci.objectives import denoising_loss
 from ambient_sci.posterior.ambient import AmbientDenoiser, restore
 from ambient_sci.posterior.draw import draw_posterior
 from ambient_sci.prior import Prior, load_prior
@@ -77,6 +80,7 @@ class EMLearner(ImageLearner):
         self.starts = lap_starts(config)
         self.drawn = 0
         self.leaves: Tensor | None = None
+        self.weights: TargetWeights | None = None
 
     def first_images(self) -> Tensor:
         """Reconstructions to start from."""
@@ -93,7 +97,17 @@ class EMLearner(ImageLearner):
         return mirrored(self.leaves[torch.randint(len(self.leaves), scans.shape, generator=generator)], generator)
 
     def _batch(self, index: Tensor, generator: torch.Generator) -> Batch:
-        return super()._batch(index if self.leaves is None else torch.full_like(index, CLEAN), generator)
+        batch = super()._batch(index if self.leaves is None else torch.full_like(index, CLEAN), generator)
+        if self.weights is None:
+            return batch
+        return Batch(batch.index, (*batch.values, self.weights.of(batch.index)))
+
+    def loss(self, denoiser: Any, batch: Batch) -> Tensor:
+        """Denoising loss of images, ``(batch,)``, to which what a scan has measured counts more than the rest."""
+        if self.weights is None:
+            return super().loss(denoiser, batch)
+        images, sigma, noise, weights = batch.values
+        return denoising_loss(denoiser, images, sigma, denoiser.sigma_data, noise, self.weights.norm(weights))
 
     def scans(self) -> NDArray[np.int64]:
         """Those that have posterior samples; before the first lap all, which have reconstructions."""
@@ -103,7 +117,12 @@ class EMLearner(ImageLearner):
         """Draw the samples of a lap that is due."""
         if self.images is None and self._starts_from(prior):
             self.images = self._matched(_earlier_images(prior, self.store, self.progress), super().scans())
+        begins = self._order is None
         super().prepare(seen, prior)
+        if begins:
+            assert self.images is not None
+            directed = self.images.is_complex()
+            self.weights = target_weights(self.store, self.config.em_imputed, directed, self.progress)
         if self.config.em_start == "leaves" and self.leaves is None and not self.drawn:
             shown = self.starts[0] if self.starts else self.config.images
             made = leaves_like(self.store, min(LEAVES, shown), self.config.seed, self.progress)

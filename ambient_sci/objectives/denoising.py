@@ -6,14 +6,28 @@ r"""The ordinary denoising objective, on images.
 posterior samples of the measurements make it the M-step of expectation-maximisation.
 """
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from ambient_sci.denoise import Denoiser, per_image
 
-__all__ = ["denoising_loss"]
+__all__ = ["denoising_loss", "mean_square"]
 
 
-def denoising_loss(denoiser: Denoiser, images: Tensor, sigma: Tensor, sigma_data: float, noise: Tensor) -> Tensor:
+def mean_square(error: Tensor) -> Tensor:
+    """Mean square of the errors of each image, ``(batch,)``."""
+    return error.abs().square().flatten(1).mean(1)
+
+
+def denoising_loss(
+    denoiser: Denoiser,
+    images: Tensor,
+    sigma: Tensor,
+    sigma_data: float,
+    noise: Tensor,
+    norm: Callable[[Tensor], Tensor] = mean_square,
+) -> Tensor:
     """Loss per image, ``(batch,)``.
 
     Parameters
@@ -28,7 +42,9 @@ def denoising_loss(denoiser: Denoiser, images: Tensor, sigma: Tensor, sigma_data
         Standard deviation of the images per real component.
     noise
         White noise of unit variance per real component, like ``images``.
+    norm
+        Takes errors, like ``images``, to the square of their norm over the number of pixels, ``(batch,)``.
     """
     error: Tensor = denoiser(images + per_image(sigma, images) * noise, sigma) - images
     weight = 1 / sigma**2 + 1 / sigma_data**2
-    return weight * error.abs().square().flatten(1).mean(1)
+    return weight * norm(error)
