@@ -136,9 +136,13 @@ class ImageLearner(ABC):
             some = self.clean[torch.randint(len(self.clean), index.shape, generator=generator)]
             images = torch.where(per_image(chosen, images), some, images)
             index = torch.where(chosen, CLEAN, index)
-        images = turn(images, generator)
+        factor = phases(images, generator)
         sigma = training_levels(len(images), self.sigma_data, generator)
-        return Batch(index, (images, sigma, randn_like(images, generator)))
+        return Batch(index, (factor * images, sigma, randn_like(images, generator), *self.beside(index, factor, sigma)))
+
+    def beside(self, index: Tensor, factor: Tensor, sigma: Tensor) -> tuple[Tensor, ...]:
+        """Look up what else the loss needs of scans, whose images are multiplied by phase factors, at their levels."""
+        return ()
 
     def loss(self, denoiser: Any, batch: Batch) -> Tensor:
         """Denoising loss of images, ``(batch,)``."""
@@ -156,7 +160,13 @@ class ImageLearner(ABC):
 
 def turn(values: Tensor, generator: torch.Generator) -> Tensor:
     """Turn the global phase of each complex scan at random: it is arbitrary, and commutes with every operator."""
+    return values * phases(values, generator)
+
+
+def phases(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Random phase factors, one for each complex scan, with as many axes as the values; ones for real scans."""
+    shape = len(values), *[1] * (values.ndim - 1)
     if not values.is_complex():
-        return values
-    angle = 2 * math.pi * torch.rand(len(values), *[1] * (values.ndim - 1), generator=generator)
-    return values * torch.polar(torch.ones_like(angle), angle).to(values.device)
+        return values.new_ones(shape)
+    angle = 2 * math.pi * torch.rand(shape, generator=generator)
+    return torch.polar(torch.ones_like(angle), angle).to(values.device)

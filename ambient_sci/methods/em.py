@@ -52,8 +52,8 @@ from ambient_sci.methods.clean import CLEAN
 from ambient_sci.methods.leaves import leaves_like, mirrored
 from ambient_sci.methods.power import match_power
 from ambient_sci.methods.starts import TUNED, chunks_of, every_scan, regularisation, starting_images
-from ambient_sci.methods.targets import TargetWeights, target_weights
-from ambient_sci.objectives import denoising_loss
+from ambient_sci.methods.targets import DataSteps, TargetWeights, target_weights
+from ambient_sci.objectives.denoising import denoising_loss, mean_square
 from ambient_sci.posterior.ambient import AmbientDenoiser, restore
 from ambient_sci.posterior.draw import draw_posterior
 from ambient_sci.prior import Prior, load_prior
@@ -81,6 +81,7 @@ class EMLearner(ImageLearner):
         self.drawn = 0
         self.leaves: Tensor | None = None
         self.weights: TargetWeights | None = None
+        self.towards: DataSteps | None = None
 
     def first_images(self) -> Tensor:
         """Reconstructions to start from."""
@@ -97,17 +98,19 @@ class EMLearner(ImageLearner):
         return mirrored(self.leaves[torch.randint(len(self.leaves), scans.shape, generator=generator)], generator)
 
     def _batch(self, index: Tensor, generator: torch.Generator) -> Batch:
-        batch = super()._batch(index if self.leaves is None else torch.full_like(index, CLEAN), generator)
-        if self.weights is None:
-            return batch
-        return Batch(batch.index, (*batch.values, self.weights.of(batch.index)))
+        return super()._batch(index if self.leaves is None else torch.full_like(index, CLEAN), generator)
+
+    def beside(self, index: Tensor, factor: Tensor, sigma: Tensor) -> tuple[Tensor, ...]:
+        """Look up the steps of targets towards the data, and the weights of errors."""
+        assert self.towards is not None
+        step = factor * self.towards.of(index, sigma)
+        return (step,) if self.weights is None else (step, self.weights.of(index))
 
     def loss(self, denoiser: Any, batch: Batch) -> Tensor:
-        """Denoising loss of images, ``(batch,)``, to which what a scan has measured counts more than the rest."""
-        if self.weights is None:
-            return super().loss(denoiser, batch)
-        images, sigma, noise, weights = batch.values
-        return denoising_loss(denoiser, images, sigma, denoiser.sigma_data, noise, self.weights.norm(weights))
+        """Denoising loss of images, ``(batch,)``; what was measured counts more than what was filled in."""
+        images, sigma, noise, step, *weights = batch.values
+        norm = self.weights.norm(*weights) if self.weights is not None else mean_square
+        return denoising_loss(denoiser, images, sigma, denoiser.sigma_data, noise, images + step, norm)
 
     def scans(self) -> NDArray[np.int64]:
         """Those that have posterior samples; before the first lap all, which have reconstructions."""
@@ -123,16 +126,19 @@ class EMLearner(ImageLearner):
             assert self.images is not None
             directed = self.images.is_complex()
             self.weights = target_weights(self.store, self.config.em_imputed, directed, self.progress)
+            self.towards = DataSteps(self.store, self.images, self.progress)
         if self.config.em_start == "leaves" and self.leaves is None and not self.drawn:
             shown = self.starts[0] if self.starts else self.config.images
             made = leaves_like(self.store, min(LEAVES, shown), self.config.seed, self.progress)
             self.leaves = made * self.sigma_data
         while self.drawn < len(self.starts) and seen >= self.starts[self.drawn]:
             assert self.images is not None
+            assert self.towards is not None
             drawn = posterior_images(prior, self.store, self.images, self.drawn, self.progress)
             self.drawn += 1
             self.leaves = None
             self.images = self._matched(drawn, self.scans())
+            self.towards.renew(self.images, self.scans())
             self.order(seen)
 
     def _starts_from(self, prior: Prior) -> bool:

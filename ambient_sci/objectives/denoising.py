@@ -26,6 +26,7 @@ def denoising_loss(
     sigma: Tensor,
     sigma_data: float,
     noise: Tensor,
+    target: Tensor | None = None,
     norm: Callable[[Tensor], Tensor] = mean_square,
 ) -> Tensor:
     """Loss per image, ``(batch,)``.
@@ -42,9 +43,11 @@ def denoising_loss(
         Standard deviation of the images per real component.
     noise
         White noise of unit variance per real component, like ``images``.
+    target
+        What the denoiser should make of them, like ``images``; by default the images.
     norm
         Takes errors, like ``images``, to the square of their norm over the number of pixels, ``(batch,)``.
     """
-    error: Tensor = denoiser(images + per_image(sigma, images) * noise, sigma) - images
+    error: Tensor = denoiser(images + per_image(sigma, images) * noise, sigma) - (images if target is None else target)
     weight = 1 / sigma**2 + 1 / sigma_data**2
     return weight * norm(error)

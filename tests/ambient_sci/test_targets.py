@@ -1,4 +1,4 @@
-"""Weights of what scans have measured, in the loss of expectation-maximisation."""
+"""Weights of what scans have measured, and targets towards it, in the loss of expectation-maximisation."""
 
 import math
 from pathlib import Path
@@ -9,13 +9,19 @@ import torch
 from torch import nn
 
 from ambient_sci.config import TrainConfig
-from ambient_sci.datasets import Store, simulate
+from ambient_sci.datasets import Store, StoreWriter, open_store, simulate
+from ambient_sci.measurement import Measurement
 from ambient_sci.methods import METHODS
 from ambient_sci.methods.clean import CLEAN
-from ambient_sci.methods.targets import MOST, TargetWeights, measured_positions, target_weights
-from ambient_sci.operators import Fourier, Interferometer, Nufft, Sense
+from ambient_sci.methods.em import EMLearner
+from ambient_sci.methods.targets import MOST, DataSteps, TargetWeights, measured_positions, target_weights
+from ambient_sci.operators import Fourier, Interferometer, Mask, Matrix, Nufft, Sense
 
 SIZE = 16
+
+
+def kspace(images: np.ndarray) -> np.ndarray:
+    return np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(images, (-2, -1)), norm="ortho"), (-2, -1))
 
 
 def stored(path: Path, operator: str, count: int = 24, **options: object) -> Store:
@@ -61,7 +67,7 @@ def test_errors_are_weighed_in_kspace(operator: str, tmp_path: Path) -> None:
     mask = store.read(slice(None)).operator.rows[:, :1].expand(-1, 1, SIZE, SIZE).numpy()
     share = mask.mean(0)
     factor = 1 + 0.8 / np.maximum(share, 1 / MOST) * (mask - share)
-    power = np.abs(np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(error.numpy(), (-2, -1))), (-2, -1))) ** 2 / SIZE**2
+    power = np.abs(kspace(error.numpy())) ** 2
     np.testing.assert_allclose(found, (factor[scans] * power).mean((1, 2, 3)), rtol=1e-4)
 
 
@@ -80,16 +86,22 @@ def test_em_learns_with_these_weights(tmp_path: Path) -> None:
     for imputed in (0.2, 1.0):
         learner = METHODS["em"](TrainConfig(**options, em_imputed=imputed), store, False)
         learner.prepare(0, None)  # type: ignore[arg-type]
+        assert isinstance(learner, EMLearner)
+        assert learner.images is not None
         batch = learner.draw(torch.Generator().manual_seed(0))
-        images, sigma, noise = batch.values[:3]
-        error = (images + sigma[:, None, None, None] * noise) / 2 - images
-        power = np.abs(np.fft.fftshift(np.fft.fft2(error.numpy(), norm="ortho"), (-2, -1))) ** 2
+        images, sigma, noise = (value.numpy() for value in batch.values[:3])
+        level = sigma[:, None, None, None]
+        m = store.read(batch.index.numpy())
         mask = store.read(slice(None)).operator.rows[:, :1].numpy()
         factor = 1 + (1 - imputed) * np.minimum(1 / mask.mean(0).clip(1e-9), MOST) * (mask - mask.mean(0))
-        mean = (factor[batch.index] * power).mean((1, 2, 3))
-        wanted = (1 / sigma**2 + 4) * torch.from_numpy(mean)
+
+        turned = images / learner.images[batch.index].numpy()  # images have a phase of their own in each batch
+        measured = mask[batch.index] * (turned * m.y.numpy() - kspace(images))
+        share = level**2 / (level**2 + m.noise_std.numpy()[:, None, None, None] ** 2)
+        error = kspace((images + level * noise) / 2 - images) - share * measured
+        wanted = (1 / sigma**2 + 4) * (factor[batch.index] * np.abs(error) ** 2).mean((1, 2, 3))
         found = learner.loss(Half(), batch)
-        torch.testing.assert_close(found, wanted.float(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found, wanted, rtol=1e-3)
         torch.testing.assert_close(learner.loss(Half(), batch[2:5]), found[2:5])  # shared out, and accumulated
 
 
@@ -132,6 +144,95 @@ def test_nothing_is_weighed_where_it_does_not_matter(tmp_path: Path) -> None:
     assert target_weights(stored(tmp_path / "pixels.zarr", "mask", keep=0.5), 1.0) is None  # all alike
     assert target_weights(stored(tmp_path / "rows.zarr", "gaussian", acceleration=4), 0.3) is None  # no positions
     assert target_weights(stored(tmp_path / "whole.zarr", "fourier", acceleration=1), 0.3) is None  # all the same
+
+
+def test_steps_are_what_the_formula_says(tmp_path: Path) -> None:
+    """By dense matrices; scans of unequal noise, with rows of any norm."""
+    g = torch.Generator().manual_seed(1)
+    matrix = 3 * torch.rand(3, 6, 16, generator=g)
+    rows = (torch.rand(3, 6, generator=g) < 0.7).float()
+    operator = Matrix(matrix, (1, 4, 4), rows)
+    noise = rows * (0.1 + torch.rand(3, 6, generator=g))
+    truth, start = torch.rand(2, 3, 1, 4, 4, generator=g)
+    m = Measurement(operator(truth) + noise, operator, noise)
+    with StoreWriter(tmp_path / "scans.zarr", {}) as out:
+        out.append(m)
+    towards = DataSteps(open_store(tmp_path / "scans.zarr"), start)
+    scans, sigma = torch.tensor([2, CLEAN, 1]), torch.tensor([0.1, 0.5, 1.0])
+    found = towards.of(scans, sigma)
+    assert bool((found[1] == 0).all())
+    for place in (0, 2):
+        scan = scans[place]
+        kept = rows[scan] > 0
+        A, spread = matrix[scan, kept].double(), noise[scan, kept].double()
+        square = torch.linalg.matrix_norm(A, 2) ** 2
+        step = A.T @ (m.y[scan, kept].double() - A @ start[scan].flatten().double()) / square
+        share = sigma[place] ** 2 / (sigma[place] ** 2 + spread.square().mean() / square)
+        torch.testing.assert_close(found[place].flatten().double(), share * step, rtol=1e-3, atol=0)
+
+
+def test_targets_agree_with_noiseless_pixels(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).random((8, SIZE, SIZE), np.float32)
+    store = simulate(images, tmp_path / "pixels.zarr", operator="mask", keep=0.4, noise=0.0)
+    start, m = torch.rand(8, 1, SIZE, SIZE), store.read(slice(None))
+    towards = DataSteps(store, start)
+    target = start + towards.of(torch.arange(8), torch.full((8,), 0.1))
+    torch.testing.assert_close(m.operator(target), m.y, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close((1 - m.operator.rows) * target, (1 - m.operator.rows) * start, atol=1e-5, rtol=0)
+    towards.renew(target, np.arange(3))  # only of those whose images have changed
+    again = towards.of(torch.arange(8), torch.ones(8))
+    assert float(again[:3].abs().max()) < 1e-5
+    torch.testing.assert_close(start[3:] + again[3:], target[3:], atol=1e-5, rtol=0)
+
+
+def test_a_lap_mends_all_of_a_correlation_with_what_noise_hides(tmp_path: Path) -> None:
+    """Two pixels, the first with noise: exact posterior samples of a prior that takes them for independent.
+
+    The second is known. A lap brings g = S / (S + v) of the slope of the first on it without steps (samples are a
+    shrunk copy of what was measured), and g + (1 - g) b with a part b of them, so all of it where levels are high.
+    """
+    true, v, count = 0.8, 2.0, 60_000
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(count, 2, generator=g)
+    x[:, 1] = true * x[:, 0] + math.sqrt(1 - true**2) * x[:, 1]
+    spread = torch.tensor([math.sqrt(v), 1e-3])
+    y = x + spread * torch.randn(count, 2, generator=g)
+    gain = 1 / (1 + spread**2)
+    samples = gain * y + (spread * gain.sqrt()) * torch.randn(count, 2, generator=g)
+
+    def slope(targets: torch.Tensor) -> float:
+        return float((targets[:, 0] * samples[:, 1]).sum() / samples[:, 1].square().sum())
+
+    assert slope(samples) == pytest.approx(true / (1 + v), abs=0.02)
+    m = Measurement(y.reshape(count, 1, 1, 2), Mask(torch.ones(count, 1, 1, 2)), spread.expand(count, 1, 1, 2))
+    with StoreWriter(tmp_path / "scans.zarr", {}) as out:
+        out.append(m)
+    towards = DataSteps(open_store(tmp_path / "scans.zarr"), samples.reshape(count, 1, 1, 2))
+    for level, part in ((100.0, 1.0), (1.0, 0.5)):  # the mean variance is 1
+        step = towards.of(torch.arange(count), torch.full((count,), level)).reshape(count, 2)
+        assert slope(samples + step) == pytest.approx(true * (1 + part * v) / (1 + v), abs=0.02)
+
+
+def test_under_the_truth_steps_are_noise(tmp_path: Path) -> None:
+    """Exact posterior samples of a correlated Gaussian: nothing of the samples predicts what they leave of the data."""
+    n, rows, count, noise = 6, 4, 50_000, 0.5
+    g = torch.Generator().manual_seed(4)
+    factor = torch.randn(n, n, generator=g, dtype=torch.float64)
+    covariance = factor @ factor.T
+    matrix = torch.randn(rows, n, generator=g, dtype=torch.float64)
+    y = torch.randn(count, n, generator=g, dtype=torch.float64) @ factor.T @ matrix.T
+    y += noise * torch.randn(count, rows, generator=g, dtype=torch.float64)
+    gain = covariance @ matrix.T @ torch.linalg.inv(matrix @ covariance @ matrix.T + noise**2 * torch.eye(rows))
+    spread = torch.linalg.cholesky(covariance - gain @ matrix @ covariance)
+    samples = y @ gain.T + torch.randn(count, n, generator=g, dtype=torch.float64) @ spread.T
+    operator = Matrix(matrix.float().expand(count, rows, n), (1, 1, n))
+    with StoreWriter(tmp_path / "scans.zarr", {}) as out:
+        out.append(Measurement(y.float(), operator, noise))
+    towards = DataSteps(open_store(tmp_path / "scans.zarr"), samples.float().reshape(count, 1, 1, n))
+    step = towards.of(torch.arange(count), torch.full((count,), 100.0)).reshape(count, n).double()
+    slopes = torch.linalg.lstsq(samples, step).solution
+    assert float(slopes.abs().max()) < 0.02
+    assert float(torch.linalg.lstsq(samples, step + samples - y @ gain.T).solution.abs().max()) > 0.1  # of another rest
 
 
 @pytest.mark.parametrize("imputed", [0.0, 0.3, 1.0])
