@@ -15,7 +15,7 @@ from ambient_sci.methods import METHODS
 from ambient_sci.methods.clean import CLEAN
 from ambient_sci.methods.em import EMLearner
 from ambient_sci.methods.targets import MOST, DataSteps, TargetWeights, measured_positions, target_weights
-from ambient_sci.operators import Fourier, Interferometer, Mask, Matrix, Nufft, Sense
+from ambient_sci.operators import Fourier, Interferometer, LinearOperator, Mask, Matrix, Nufft, Sense
 
 SIZE = 16
 
@@ -169,6 +169,29 @@ def test_steps_are_what_the_formula_says(tmp_path: Path) -> None:
         step = A.T @ (m.y[scan, kept].double() - A @ start[scan].flatten().double()) / square
         share = sigma[place] ** 2 / (sigma[place] ** 2 + spread.square().mean() / square)
         torch.testing.assert_close(found[place].flatten().double(), share * step, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["interferometer", "nufft", "sense"])
+def test_steps_lead_towards_the_data(kind: str, tmp_path: Path) -> None:
+    """A step of gradient descent of the inverse of the largest curvature never leads away."""
+    g = torch.Generator().manual_seed(5)
+    truth, start = torch.rand(2, 3, 1, SIZE, SIZE, generator=g)
+    maps = torch.randn(3, 4, SIZE, SIZE, generator=g, dtype=torch.complex64)
+    operator: LinearOperator = Sense((torch.rand(3, 1, SIZE, 1, generator=g) < 0.5).float(), maps)
+    if kind == "nufft":
+        operator = Nufft(6 * torch.rand(3, 200, 2, generator=g) - 3, (SIZE, SIZE), maps=maps)
+    if kind == "interferometer":
+        operator = Interferometer((torch.rand(3, 50, 2, generator=g) - 0.5) / 1e-6, (SIZE, SIZE), 1e-6)
+    else:
+        truth, start = truth.to(torch.complex64), start.to(torch.complex64)
+    y = operator(truth)
+    with StoreWriter(tmp_path / "scans.zarr", {}) as out:
+        out.append(Measurement(y, operator, 0.01))
+    towards = DataSteps(open_store(tmp_path / "scans.zarr"), start)
+    step = towards.of(torch.arange(3), torch.full((3,), 1e3))
+    assert step.is_complex() == start.is_complex()
+    before, after = ((y - operator(images)).abs().square().flatten(1).sum(1) for images in (start, start + step))
+    assert bool((after < 0.9 * before).all())
 
 
 def test_targets_agree_with_noiseless_pixels(tmp_path: Path) -> None:
