@@ -11,8 +11,7 @@ of its own.
 Covariances of learned denoisers are nearly, not exactly, symmetric and positive, and conjugate gradients can run away
 on what they are not. A scan is left as it is from the iteration on at which :math:`V` turns out negative, the residual
 has grown to three times what it was, or has shrunk enough; and its correction :math:`\delta = V A^H v` ends at the edge
-of a ball, as in a trust region (Steihaug 1983, SIAM J. Numer. Anal. 20:626), if its caller gives one. Residuals may
-grow on the way; where the last one is larger than the first, the iteration with the least counts.
+of a ball, as in a trust region (Steihaug 1983, SIAM J. Numer. Anal. 20:626), if its caller gives one.
 """
 
 from collections.abc import Callable
@@ -65,9 +64,8 @@ def condition(
     """
     residual = (y - operator(mean)) * operator.rows
     direction, energy = residual, dot(residual, residual)
-    first, limit, enough = energy, GROWTH**2 * energy, tolerance**2 * energy
+    limit, enough = GROWTH**2 * energy, tolerance**2 * energy
     active, change = energy > 0, torch.zeros_like(mean)
-    best, least, reached = change, energy, energy
     tiny = torch.finfo(energy.dtype).tiny
     for left in reversed(range(iterations)):
         back = operator.adjoint(direction)
@@ -79,18 +77,14 @@ def condition(
         active = active & (dot(back, spread).reshape(energy.shape) > 0) & (renewed <= limit)
         step = torch.where(active, alpha, 0)
         change = change + per_image(step, mean) * spread
-        reached = torch.where(active, renewed, reached)
-        better = reached < least
-        best, least = torch.where(per_image(better, mean), change, best), torch.where(better, reached, least)
         active = active & (renewed > enough)
         if radius is not None:
             length = dot(change, change).sqrt().flatten()
             change = per_image((radius / length.clamp_min(tiny)).clamp_max(1), mean) * change
-            inside = (length <= radius).reshape(energy.shape)
-            active, reached = active & inside, torch.where(inside, reached, least)  # it was that of a longer one
+            active = active & (length <= radius).reshape(energy.shape)
         if left == 0 or not bool(active.any()):
             break
         residual = residual - step * image
         direction = residual + torch.where(active, renewed / energy.clamp_min(tiny), 0) * direction
         energy = renewed
-    return mean + torch.where(per_image(reached > first, mean), best, change)
+    return mean + change
