@@ -23,7 +23,7 @@ from ambient_sci.methods.em import lap_count, lap_scans
 
 __all__ = ["planned_images"]
 
-FIRST, ALL, REPEATS = 512, 1024, 2  # the log has a line of either number of images
+FIRST, ALL, REPEATS = 512, 1024, 2  # the log has a line of the first step to reach either number of images
 
 
 class Cost(NamedTuple):
@@ -82,12 +82,15 @@ def planned_images(
 
 
 def _cost(probe: Path, options: dict[str, Any]) -> Cost:
-    laps = min(1, options.get("laps", 1))
-    short = {**options, "laps": laps, "start_images": FIRST, "images": ALL, "checkpoint": 10 * ALL}
     with tempfile.TemporaryDirectory() as folder:
-        config = TrainConfig(store=probe, out=Path(folder) / "run", **short)
-        train(config, progress=False)
+        config = TrainConfig(store=probe, out=Path(folder) / "run", **options)
+        first, every = (-(-count // config.batch) * config.batch for count in (FIRST, ALL))
+        laps = min(1, options.get("laps", 1))
+        short = {"laps": laps, "start_images": first, "images": every, "checkpoint": 10 * every}
+        train(config.model_copy(update=short), progress=False)
         lines = [json.loads(line) for line in (config.out / "log.jsonl").read_text().splitlines()]
     at = {line["images"]: line["seconds"] for line in lines}
-    image = (at[FIRST] - at[config.batch]) / (FIRST - config.batch)
-    return Cost(image, at[config.batch] - config.batch * image, max(at[ALL] - at[FIRST] - (ALL - FIRST) * image, 0.0))
+    image = (at[first] - at[config.batch]) / (first - config.batch)
+    return Cost(
+        image, at[config.batch] - config.batch * image, max(at[every] - at[first] - (every - first) * image, 0.0)
+    )

@@ -292,6 +292,18 @@ def test_curves(harness: SimpleNamespace) -> None:
 # ------------------------------------------------------------------------------------------------------- equal budgets
 
 
+def test_what_a_method_costs_is_told_for_any_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    budget = importlib.import_module("benchmarks.learning.budget")
+    images = np.random.default_rng(0).random((32, 8, 8), np.float32)
+    simulate(images, tmp_path / "scans.zarr", operator="mask", keep=0.5)
+    monkeypatch.setattr(budget, "ALL", 560)
+    for batch in (16, 24):
+        options = {"method": "em", "em_steps": 2, "batch": batch, "widths": (32, 32), "device": "cpu"}
+        cost = budget._cost(tmp_path / "scans.zarr", options)
+        assert min(cost.image, cost.start, cost.lap) > 0
+
+
 def test_all_methods_have_the_time_of_the_oracle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Images, starts and laps of a plan together take as long as the oracle's images, and hardly less."""
     monkeypatch.syspath_prepend(str(ROOT))
