@@ -162,15 +162,15 @@ class DataSteps:
     store
         The measurements.
     images
-        One of each scan, ``(scan, channel, *spatial)``, in normalised units.
+        One of each scan, ``(scan, channel, *spatial)``, in normalised units; or none at all.
     progress
         Show a progress bar.
     """
 
     def __init__(self, store: Store, images: Tensor, progress: bool = False) -> None:
         self.store, self.progress = store, progress
-        self.steps = torch.zeros_like(images)
-        self._scales = torch.zeros(len(images), 2)  # squared norms, and variances of steps
+        self.steps = images.new_zeros(len(store), *images.shape[1:])
+        self._scales = torch.zeros(len(store), 2)  # squared norms, and variances of steps
         self._share_out(lambda some: _scales(store.read(some), images), self._scales, np.arange(len(images)), "norms")
         self.renew(images, np.arange(len(images)))
 
