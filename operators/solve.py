@@ -422,7 +422,9 @@ def operator_norm(
         ``(batch,)``.
     """
     with torch.no_grad():
-        x = torch.randn(len(operator), *image_shape, generator=generator, dtype=dtype).to(operator.device)
+        # one start for every scan, so that a scan's norm does not depend on the others of its batch
+        x = torch.randn(1, *image_shape, generator=generator, dtype=dtype).to(operator.device)
+        x = x.repeat(len(operator), *[1] * len(image_shape))
         for _ in range(iterations):
             image = operator.gram(x)
             _, x = _normalised(image if dtype.is_complex else image.real)

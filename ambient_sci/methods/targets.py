@@ -198,7 +198,8 @@ class DataSteps:
 def _scales(m: Measurement, images: Tensor) -> Tensor:
     """Squared norms of the operators, and the mean variance of the noise over them, ``(batch, 2)``."""
     generator = torch.Generator().manual_seed(0)
-    square = operator_norm(m.operator, images.shape[1:], ITERATIONS, generator, images.dtype).square()
+    norm = operator_norm(m.operator, images.shape[1:], ITERATIONS, generator, images.dtype)
+    square = norm.square().clamp_min(torch.finfo(norm.dtype).tiny)  # a scan may have measured nothing
     measured = m.operator.rows.expand_as(m.y).real > 0
     variance = torch.where(measured, m.noise.square(), 0).flatten(1).sum(1) / measured.flatten(1).sum(1).clamp_min(1)
     return torch.stack([square, variance / square], 1)

@@ -18,7 +18,7 @@ import ambient_sci.methods.starts
 import ambient_sci.runs
 import ambient_sci.training
 from ambient_sci.config import TrainConfig
-from ambient_sci.methods import AmbientLearner, ImageLearner
+from ambient_sci.methods import AmbientLearner, EMLearner
 
 
 def forbidden(*arguments: Any, **options: Any) -> Any:
@@ -45,7 +45,7 @@ def main(folder: Path) -> None:
         noted["drawn"] += m.index.tolist()
         return draw(prior, m, *arguments, **options)
 
-    note_losses(ImageLearner)
+    note_losses(EMLearner)
     note_losses(AmbientLearner)
     draw = ambient_sci.methods.em.draw_posterior
     ambient_sci.methods.em.draw_posterior = note_draws

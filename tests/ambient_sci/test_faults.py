@@ -683,7 +683,7 @@ def test_an_interrupted_training_leaves_its_last_checkpoint(
     longer = ("train", store, *TRAIN, "--images", 96)
     command(*longer, "--out", "whole")
     with pytest.MonkeyPatch.context() as patch:
-        interrupted(patch, "ambient_sci.methods.base.denoising_loss", 4)
+        interrupted(patch, "ambient_sci.methods.em.denoising_loss", 4)
         said = refused(*longer, "--out", "run", status=130)
     assert said == "interrupted; the same command resumes a training, an import or a reconstruction"
     files = {"config.json", "checkpoint.safetensors", "prior.safetensors", "log.jsonl", "samples.png", "README.md"}

@@ -11,7 +11,7 @@ from torch import nn
 from ambient_sci.config import TrainConfig
 from ambient_sci.datasets import Store, StoreWriter, open_store, simulate
 from ambient_sci.measurement import Measurement
-from ambient_sci.methods import METHODS
+from ambient_sci.methods import METHODS, starts
 from ambient_sci.methods.clean import CLEAN
 from ambient_sci.methods.em import EMLearner
 from ambient_sci.methods.targets import MOST, DataSteps, TargetWeights, measured_positions, target_weights
@@ -192,6 +192,15 @@ def test_steps_lead_towards_the_data(kind: str, tmp_path: Path) -> None:
     assert step.is_complex() == start.is_complex()
     before, after = ((y - operator(images)).abs().square().flatten(1).sum(1) for images in (start, start + step))
     assert bool((after < 0.9 * before).all())
+
+
+def test_steps_do_not_depend_on_company(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = stored(tmp_path / "scans.zarr", "sense", acceleration=3, calibration=2, coils=4)
+    start = torch.zeros(len(store), 1, SIZE, SIZE, dtype=torch.complex64)
+    scans, sigma = torch.arange(len(store)), torch.ones(len(store))
+    together = DataSteps(store, start).of(scans, sigma)
+    monkeypatch.setattr(starts, "CHUNK", 5)
+    torch.testing.assert_close(DataSteps(store, start).of(scans, sigma), together, rtol=1e-5, atol=1e-6)
 
 
 def test_targets_agree_with_noiseless_pixels(tmp_path: Path) -> None:
